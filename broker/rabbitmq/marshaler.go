@@ -1,0 +1,77 @@
+package rabbitmq
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
+	"github.com/ThreeDotsLabs/watermill/message"
+	amqp091 "github.com/rabbitmq/amqp091-go"
+)
+
+// Marshaler writes messages as watermill-amqp's DefaultMarshaler does, so that either reads what the
+// other wrote, and reads whatever there is in a queue: Unmarshal never fails.
+//
+// Headers become metadata. Text stays as it is; numbers, booleans and times (RFC 3339, UTC) become
+// text; tables and lists, such as x-death, become JSON; bytes that are no text are dropped. The id is
+// the header of watermill-amqp, or else AMQP's message-id, or else a random one: a message without
+// an id cannot be told from its copies, and taking equal contents for copies would lose messages.
+type Marshaler struct{}
+
+// Marshal implements amqp.Marshaler.
+func (Marshaler) Marshal(msg *message.Message) (amqp091.Publishing, error) {
+	p, err := amqp.DefaultMarshaler{}.Marshal(msg)
+	if err == nil && len(msg.UUID) <= maxShortString {
+		p.MessageId = msg.UUID
+	}
+	return p, err
+}
+
+// Unmarshal implements amqp.Marshaler.
+func (Marshaler) Unmarshal(d amqp091.Delivery) (*message.Message, error) {
+	id, _ := d.Headers[amqp.DefaultMessageUUIDHeaderKey].(string)
+	if id == "" {
+		id = d.MessageId
+	}
+	if id == "" {
+		id = watermill.NewUUID()
+	}
+	msg := message.NewMessage(id, d.Body)
+	for name, value := range d.Headers {
+		if name == amqp.DefaultMessageUUIDHeaderKey {
+			continue
+		}
+		if text, ok := headerText(value); ok {
+			msg.Metadata[name] = text
+		}
+	}
+	return msg, nil
+}
+
+// headerText returns a header's value as text, or false if it is none.
+func headerText(value any) (string, bool) {
+	switch v := value.(type) {
+	case nil:
+		return "", true
+	case string:
+		return v, true
+	case []byte:
+		return string(v), utf8.Valid(v)
+	case bool:
+		return strconv.FormatBool(v), true
+	case float32:
+		return strconv.FormatFloat(float64(v), 'g', -1, 32), true
+	case float64:
+		return strconv.FormatFloat(v, 'g', -1, 64), true
+	case time.Time:
+		return v.UTC().Format(time.RFC3339), true
+	case amqp091.Table, []any, amqp091.Decimal:
+		text, err := json.Marshal(v)
+		return string(text), err == nil
+	}
+	return fmt.Sprint(value), true // the integers
+}

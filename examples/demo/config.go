@@ -1,0 +1,118 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+)
+
+// config says what to run on and how much of it. The parent fills it in and hands it to its children.
+type config struct {
+	DB     string // postgres://…, or the folder of the SQLite files
+	Broker string // amqp://… or redis://…
+	Dedup  string // redis://…
+
+	Orders int
+	Rate   int // orders a second, 0 = as fast as the database takes them
+	Kills  int
+
+	Run   string // names what this run creates on a server
+	Topic string
+	Lease time.Duration // of the forwarder: how long its lanes stay with a dead one
+	Name  string        // of this process
+}
+
+const usage = `An order service whose forwarder is killed again and again, and a count at the end.
+
+  go run ./demo                     SQLite and an in-process Redis: needs nothing but Go
+  go run ./demo -db postgres://user:password@host/database -broker amqp://user:password@host/vhost -dedup redis://host
+  go run ./demo -real               PostgreSQL with RabbitMQ, then with Redis, as the test harness starts them
+
+Nothing stays behind on a server: the demo works in a schema, exchange and streams of its own, and removes them.
+
+`
+
+// parse reads the command line. An empty value means the default, so that make can pass on what is not set.
+func parse(args []string, stderr io.Writer) (cfg config, real bool, err error) {
+	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.Usage = func() { fmt.Fprint(stderr, usage); flags.PrintDefaults() }
+	flags.StringVar(&cfg.DB, "db", os.Getenv("MILLRACE_DEMO_DB"), "`url` of the database: postgres://… (default SQLite in a temporary folder)")
+	flags.StringVar(&cfg.Broker, "broker", os.Getenv("MILLRACE_DEMO_BROKER"), "`url` of the broker: amqp://… or redis://… (default an in-process Redis)")
+	flags.StringVar(&cfg.Dedup, "dedup", os.Getenv("MILLRACE_DEMO_DEDUP"), "`url` of the Redis that remembers what was handled: redis://… (default that of the broker, or in process)")
+	flags.IntVar(&cfg.Orders, "orders", 0, "how many orders customers try to place (default 4000, with -real 10000)")
+	flags.IntVar(&cfg.Rate, "rate", 250, "orders a second, 0 = as fast as they go")
+	flags.IntVar(&cfg.Kills, "kills", 6, "how often the forwarder is killed")
+	flags.BoolVar(&real, "real", false, "run twice on the servers named by MILLRACE_TEST_POSTGRES_URL, MILLRACE_TEST_RABBITMQ_URL and MILLRACE_TEST_REDIS_URL")
+	if err := flags.Parse(args); err != nil {
+		return cfg, real, err
+	}
+	if flags.NArg() > 0 {
+		return cfg, real, fmt.Errorf("unknown argument %q; see -h", flags.Arg(0))
+	}
+	if cfg.DB == "sqlite" {
+		cfg.DB = ""
+	}
+	if cfg.Orders == 0 {
+		cfg.Orders = 4000
+		if real {
+			cfg.Orders, cfg.Rate = 10000, 0
+		}
+	}
+	cfg.Lease = 500 * time.Millisecond
+	return cfg, real, cfg.check()
+}
+
+func (c config) check() error {
+	var wrong []error
+	expect := func(option, value string, schemes ...string) {
+		if value == "" {
+			return
+		}
+		scheme, _, _ := strings.Cut(value, "://")
+		for _, s := range schemes {
+			if scheme == s {
+				return
+			}
+		}
+		// The value is not repeated: it may hold a password.
+		wrong = append(wrong, fmt.Errorf("%s wants a URL that begins with %s://", option, strings.Join(schemes, ":// or ")))
+	}
+	expect("-db", c.DB, "postgres", "postgresql")
+	expect("-broker", c.Broker, "amqp", "amqps", "redis", "rediss")
+	expect("-dedup", c.Dedup, "redis", "rediss")
+	if c.Orders < 0 || c.Rate < 0 || c.Kills < 0 {
+		wrong = append(wrong, errors.New("-orders, -rate and -kills are not negative"))
+	}
+	return errors.Join(wrong...)
+}
+
+// onPostgres and onRabbitMQ tell the two choices of servers apart.
+func (c config) onPostgres() bool { return strings.HasPrefix(c.DB, "postgres") }
+func (c config) onRabbitMQ() bool { return strings.HasPrefix(c.Broker, "amqp") }
+
+// path names the stations of a message, for people.
+func (c config) path() string {
+	db, broker := "SQLite", "Redis Streams"
+	if c.onPostgres() {
+		db = "PostgreSQL"
+	}
+	if c.onRabbitMQ() {
+		broker = "RabbitMQ"
+	}
+	return db + " → forwarder → " + broker + " → billing ×2"
+}
+
+// oneLine is err without line breaks and without the URL that url.Parse repeats, password and all.
+func oneLine(err error) string {
+	var bad *url.Error
+	if errors.As(err, &bad) {
+		err = fmt.Errorf("not a URL: %w", bad.Err)
+	}
+	return strings.Join(strings.Fields(err.Error()), " ")
+}

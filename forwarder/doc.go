@@ -1,0 +1,25 @@
+// Package forwarder carries committed messages from an outbox to a broker.
+//
+// A Forwarder holds lanes of the outbox under a lease, reads what waits in them, publishes it, and
+// deletes what the broker has confirmed. Any number of replicas may run on one outbox: they share the
+// lanes fairly, take over from each other when one dies, and join and leave without losing a message
+// or turning the order of a key around.
+//
+// What holds, whatever dies and whenever:
+//
+//   - A message that was committed reaches the broker at least once; one that was rolled back never.
+//   - Messages with the same key are first delivered in the order of their positions, which is the
+//     order in which conflicting transactions committed. Messages without a key promise no order.
+//   - A message is published a second time only if its first outcome was not known or its lease was
+//     lost: at most what was in flight, for each process killed and each connection lost.
+//   - A message that the broker refuses is tried MaxAttempts times, with back-off, and then parked.
+//     A broker that cannot be reached costs no attempt.
+//
+// # Caveats
+//
+// A publisher that does not return when its context ends cannot be stopped. The forwarder goes on
+// without it, sends nothing more through it until the call has returned, and lets other replicas
+// have its lanes.
+//
+// Each renewal of a lease consumes a transaction id of the database; an empty poll consumes none.
+package forwarder

@@ -1,0 +1,185 @@
+package forwarder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/outbox"
+)
+
+// Source is an outbox to forward from. *outbox.Box is one.
+type Source interface {
+	Store() outbox.Store
+	// Subscribe returns a wake-up for messages that this process commits, and a function that ends it.
+	// A nil Wake means that there is none: new messages are found by polling.
+	Subscribe() (w *outbox.Wake, cancel func())
+}
+
+// waker is what the forwarder needs of a Wake.
+type waker interface {
+	C() <-chan struct{}
+	Take() uint64
+}
+
+// Forwarder carries messages from one outbox to one publisher. Make it with New, run it with Run or
+// as a plugin of a Watermill router.
+type Forwarder struct {
+	src       Source
+	subscribe func() (waker, func())
+	dest      *destination
+	ordered   bool
+	cfg       Config
+
+	running atomic.Bool
+	current atomic.Pointer[session]
+	counts  struct{ published, settled, refused, parked atomic.Int64 }
+}
+
+// ErrRunning is returned by Run of a Forwarder that runs already.
+var ErrRunning = errors.New("forwarder: it is running already")
+
+// New checks the configuration and reports everything that is wrong with it in one error. It opens
+// and starts nothing. The publisher stays the caller's: the forwarder never closes it.
+func New(src Source, pub message.Publisher, cfg Config) (*Forwarder, error) {
+	cfg, err := cfg.complete()
+	if src == nil {
+		err = errors.Join(err, errors.New("forwarder: the outbox is nil"))
+	}
+	if pub == nil {
+		err = errors.Join(err, errors.New("forwarder: the publisher is nil"))
+	}
+	if err != nil {
+		return nil, err
+	}
+	batches, ok := pub.(BatchPublisher)
+	if !ok {
+		batches = newPlain(pub)
+	}
+	keyed, ok := batches.(KeyOrdered)
+	f := &Forwarder{
+		src: src, cfg: cfg, ordered: ok && keyed.KeepsKeyOrder(),
+		dest: &destination{name: cfg.Destination, pub: batches},
+	}
+	f.subscribe = func() (waker, func()) {
+		if w, cancel := src.Subscribe(); w != nil {
+			return w, cancel
+		}
+		return silent{}, func() {}
+	}
+	return f, nil
+}
+
+// silent is a wake-up that never comes.
+type silent struct{}
+
+func (silent) C() <-chan struct{} { return nil }
+func (silent) Take() uint64       { return 0 }
+
+// Run forwards until ctx ends. Then it finishes what is in hand, within half the lease for the broker's
+// answers and a quarter for storing them, releases its lanes, and returns nil. An error then says that the
+// outcome of some messages could not be stored in time: they are sent again by whoever takes over.
+//
+// An outbox that is set up wrongly ends Run with an error that says how to mend it. A database or broker that
+// cannot be reached, then or later, is logged and tried again until it answers.
+//
+// A Forwarder runs once at a time, and may run again.
+func (f *Forwarder) Run(ctx context.Context) error {
+	if !f.running.CompareAndSwap(false, true) {
+		return ErrRunning
+	}
+	defer f.running.Store(false)
+	if err := f.check(ctx); err != nil || ctx.Err() != nil {
+		return err
+	}
+	wake, cancel := f.subscribe()
+	defer cancel()
+	defer f.current.Store(nil)
+	for {
+		s := f.newSession(wake)
+		f.current.Store(s)
+		err := s.run(ctx)
+		switch {
+		case errors.Is(err, errStopped):
+			return nil
+		case ctx.Err() != nil:
+			return err
+		}
+		f.cfg.Logger.WarnContext(ctx, "starting anew", "cause", err)
+		if errors.Is(err, errStuck) && !f.awaitPublisher(ctx) {
+			return err
+		}
+	}
+}
+
+// preflight says at once whether Run would end because something is set up wrongly.
+func (f *Forwarder) preflight(ctx context.Context) error {
+	if err := f.checkPublisher(ctx); err != nil {
+		return err
+	}
+	if err := f.src.Store().Check(ctx); outbox.IsSetup(err) {
+		return fmt.Errorf("forwarder: check the outbox: %w", err)
+	}
+	return nil
+}
+
+// checkBackoff is the pause between looks at an outbox that cannot be reached.
+var checkBackoff = backoff.Policy{Base: 250 * time.Millisecond, Max: 5 * time.Second}
+
+// check waits until the outbox can be worked on. Its error is a setup that no waiting mends.
+func (f *Forwarder) check(ctx context.Context) error {
+	if err := f.checkPublisher(ctx); err != nil {
+		return err
+	}
+	for tries := 1; ; tries++ {
+		err := f.src.Store().Check(ctx)
+		switch {
+		case err == nil || ctx.Err() != nil:
+			return nil
+		case outbox.IsSetup(err):
+			return fmt.Errorf("forwarder: check the outbox: %w", err)
+		}
+		f.cfg.Logger.WarnContext(ctx, "outbox not reached, trying on", "error", err, "tries", tries)
+		if !sleep(ctx, checkBackoff.Delay(tries)) {
+			return nil
+		}
+	}
+}
+
+// checkPublisher asks a publisher that can be asked. One that cannot be reached is waited for while
+// running; one that is set up wrongly is an error.
+func (f *Forwarder) checkPublisher(ctx context.Context) error {
+	checker, ok := f.dest.pub.(interface{ Check(context.Context) error })
+	if !ok {
+		return nil
+	}
+	call, cancel := context.WithTimeout(ctx, f.cfg.PublishTimeout)
+	defer cancel()
+	err := checker.Check(call)
+	if err == nil || ctx.Err() != nil {
+		return nil
+	}
+	var setup interface{ Setup() bool }
+	if errors.As(err, &setup) && setup.Setup() {
+		return fmt.Errorf("forwarder: check the publisher: %w", err)
+	}
+	f.cfg.Logger.WarnContext(ctx, "destination not reached, trying on", "destination", f.dest.name, "error", err)
+	return nil
+}
+
+// awaitPublisher waits until the calls that did not return when told to have returned.
+func (f *Forwarder) awaitPublisher(ctx context.Context) bool {
+	for {
+		if _, _, stuck := f.dest.failing(); stuck.IsZero() {
+			return true
+		}
+		if !sleep(ctx, f.cfg.PollInterval) {
+			return false
+		}
+	}
+}

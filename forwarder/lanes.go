@@ -1,0 +1,159 @@
+package forwarder
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/millrace-go/millrace/outbox"
+)
+
+// maxSearch is the longest time between two looks at who holds what.
+const maxSearch = time.Second
+
+// keepLanes keeps a fair share of the lanes: it takes over what is free and hands over what is too much.
+func (s *session) keepLanes(ctx context.Context) error {
+	search := min(maxSearch, s.cfg.Lease/4)
+	next := time.Now()
+	for failing := false; ; {
+		if !time.Now().Before(next) {
+			err := s.balance(ctx)
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err != nil && !failing {
+				s.log.WarnContext(ctx, "lanes not surveyed, trying on", "error", err)
+			}
+			failing = err != nil
+			next = time.Now().Add(search)
+		}
+		if err := s.handOver(ctx); err != nil && ctx.Err() == nil {
+			s.log.WarnContext(ctx, "lanes not released, trying on", "error", err)
+		}
+		if !s.laneWork.wait(ctx, max(time.Until(next), time.Millisecond)) {
+			return nil
+		}
+	}
+}
+
+// balance sweeps, surveys, and claims or marks lanes to be handed over.
+func (s *session) balance(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, s.storeTimeout())
+	defer cancel()
+	if _, err := s.store.Sweep(ctx, s.replica); err != nil {
+		return err
+	}
+	survey, err := s.store.Survey(ctx)
+	if err != nil {
+		return err
+	}
+	share := fairShare(survey.Replicas)
+	held, stopping := s.heldLanes()
+	if stopping || !s.lease.valid(time.Now()) {
+		return nil
+	}
+	if n := min(share-held, survey.FreeLanes); n > 0 {
+		return s.claim(ctx, n)
+	}
+	if held > share {
+		s.giveUp(held - share)
+	}
+	return nil
+}
+
+// fairShare is how many lanes each of n replicas may hold.
+func fairShare(n int) int {
+	n = max(n, 1)
+	return (outbox.Lanes + n - 1) / n
+}
+
+func (s *session) heldLanes() (held int, stopping bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.win.lanes {
+		if !l.leaving {
+			held++
+		}
+	}
+	return held, s.stopping
+}
+
+// claim takes lanes, and loads their stops before anything of them is read. If the stops cannot be
+// loaded, the lanes go back.
+func (s *session) claim(ctx context.Context, n int) error {
+	grants, err := s.store.Claim(ctx, s.replica, n)
+	if err != nil || len(grants) == 0 {
+		return err
+	}
+	lanes := make([]int, len(grants))
+	for i, g := range grants {
+		lanes[i] = g.Lane
+	}
+	stops, err := s.store.Stops(ctx, lanes)
+	if err != nil {
+		return errors.Join(err, s.store.Release(ctx, grants))
+	}
+	byLane := s.stopsOf(stops)
+	careful := 0
+	s.mu.Lock()
+	for _, g := range grants {
+		s.win.lose(g.Lane) // of an epoch that is gone
+		if byLane[g.Lane] == nil {
+			byLane[g.Lane] = map[string]int64{}
+		}
+		s.win.hold(g, byLane[g.Lane])
+		if g.Crashes >= 2 {
+			careful++
+		}
+	}
+	s.mu.Unlock()
+	s.log.InfoContext(ctx, "lanes taken", "lanes", len(grants), "careful", careful)
+	s.promoteWork.set()
+	s.readWork.set()
+	return nil
+}
+
+// giveUp marks the n highest lanes to be handed over.
+func (s *session) giveUp(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var numbers []int
+	for number, l := range s.win.lanes {
+		if !l.leaving {
+			numbers = append(numbers, number)
+		}
+	}
+	slices.Sort(numbers)
+	for _, number := range numbers[len(numbers)-min(n, len(numbers)):] {
+		s.win.leave(s.win.lanes[number])
+	}
+}
+
+// handOver releases the lanes to be handed over of which nothing is unresolved any more: a copy that
+// is still on its way would arrive behind what the next holder sends.
+func (s *session) handOver(ctx context.Context) error {
+	s.mu.Lock()
+	var grants []outbox.Grant
+	for _, l := range s.win.lanes {
+		if l.leaving && l.pending == 0 {
+			grants = append(grants, l.grant)
+		}
+	}
+	s.mu.Unlock()
+	if len(grants) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.storeTimeout())
+	defer cancel()
+	if err := s.store.Release(ctx, grants); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, g := range grants {
+		s.win.lose(g.Lane)
+	}
+	s.log.InfoContext(ctx, "lanes handed over", "lanes", len(grants))
+	return nil
+}

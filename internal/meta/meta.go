@@ -1,0 +1,34 @@
+// Package meta names the message metadata that millrace reads and writes.
+//
+// Every name begins with Prefix, which is reserved: what a user sets under it is dropped on publish,
+// except Key.
+package meta
+
+const (
+	// Prefix is reserved for millrace.
+	Prefix = "millrace_"
+
+	// Key is the order key: messages of one key are forwarded in the order in which the
+	// transactions that wrote them committed. Set by the user, through outbox.WithKey.
+	Key = Prefix + "key"
+
+	// Position is the message's position in its outbox, a decimal number. Together with Lane and
+	// Epoch it lets a consumer tell a late copy from the first.
+	Position = Prefix + "position"
+
+	// Lane is the lane that the message's key belongs to, 0 to 63.
+	Lane = Prefix + "lane"
+
+	// Epoch counts how often the lane changed hands.
+	Epoch = Prefix + "epoch"
+
+	// Attempt counts the attempts to publish this message, from 1.
+	Attempt = Prefix + "attempt"
+
+	// Destination is where a dead or deferred message was to go.
+	Destination = Prefix + "destination"
+
+	// Reason is the code of why a message was set aside; Error the bounded text of the error.
+	Reason = Prefix + "reason"
+	Error  = Prefix + "error"
+)

@@ -1,0 +1,211 @@
+package txn
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"time"
+)
+
+// Phase is when a hook runs.
+type Phase int
+
+const (
+	BeforeCommit Phase = iota
+	AfterCommit
+	AfterRollback
+	AfterCompletion
+)
+
+func (p Phase) String() string {
+	return [...]string{"before commit", "after commit", "after rollback", "after completion"}[p]
+}
+
+// Hook is a function to run at a Phase.
+type Hook struct {
+	Phase Phase
+	Fn    func(context.Context, Outcome) error
+	Named any // the user's function, whose name stands in for Name
+	Name  string
+	Order int
+}
+
+type hook struct {
+	Hook
+	ran    bool // a BeforeCommit hook that has run
+	undone bool // its savepoint was rolled back
+}
+
+// maxRounds bounds BeforeCommit hooks that register BeforeCommit hooks; maxDepth bounds
+// transactions in hooks of transactions.
+const (
+	maxRounds = 16
+	maxDepth  = 8
+)
+
+// Register adds a hook. It fails once the transaction is completing.
+func (t *Tx) Register(h Hook) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.err(); err != nil {
+		return err
+	}
+	t.hooks = append(t.hooks, hook{Hook: h})
+	return nil
+}
+
+// undoHooks applies the rollback of a savepoint: what was to happen on commit no longer does, what was
+// to happen on rollback still waits for the end, because only then are the locks gone.
+func (t *Tx) undoHooks(from int) {
+	kept := t.hooks[:min(from, len(t.hooks))]
+	for _, h := range t.hooks[len(kept):] {
+		if h.Phase == AfterRollback || h.Phase == AfterCompletion {
+			h.undone = true
+			kept = append(kept, h)
+		}
+	}
+	clear(t.hooks[len(kept):])
+	t.hooks = kept
+}
+
+// beforeCommit runs the BeforeCommit hooks, and those that they add.
+func (t *Tx) beforeCommit(ctx context.Context) error {
+	for range maxRounds {
+		round := t.takeBefore()
+		if len(round) == 0 {
+			return nil
+		}
+		for _, h := range round {
+			if err := h.Fn(ctx, Unknown); err != nil {
+				return err
+			}
+		}
+	}
+	return fmt.Errorf("millrace: before commit: hooks still add hooks after %d rounds", maxRounds)
+}
+
+func (t *Tx) takeBefore() []hook {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var round []hook
+	for i := range t.hooks {
+		if h := &t.hooks[i]; h.Phase == BeforeCommit && !h.ran {
+			h.ran = true
+			round = append(round, *h)
+		}
+	}
+	sortHooks(round)
+	return round
+}
+
+func sortHooks(hooks []hook) {
+	slices.SortStableFunc(hooks, func(a, b hook) int { return a.Order - b.Order })
+}
+
+// due lists the hooks that run after outcome: the phase's own first, then AfterCompletion.
+func (t *Tx) due(outcome Outcome) []hook {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.status = ended
+	var first, last []hook
+	for _, h := range t.hooks {
+		switch {
+		case h.Phase == AfterCommit && outcome == Committed,
+			h.Phase == AfterRollback && (outcome == RolledBack || h.undone):
+			first = append(first, h)
+		case h.Phase == AfterCompletion:
+			last = append(last, h)
+		}
+	}
+	t.hooks = nil
+	sortHooks(first)
+	sortHooks(last)
+	return append(first, last...)
+}
+
+// runner runs hooks one after the other, whatever each of them does.
+type runner struct {
+	ctx      context.Context
+	settings *Settings
+	outcome  Outcome
+	queue    []hook
+}
+
+type depthKey struct{}
+
+func depth(ctx context.Context) int {
+	d, _ := ctx.Value(depthKey{}).(int)
+	return d
+}
+
+func (t *Tx) runHooks(ctx context.Context, outcome Outcome) {
+	queue := t.due(outcome)
+	if len(queue) == 0 {
+		return
+	}
+	ctx = context.WithValue(Masked(context.WithoutCancel(ctx)), depthKey{}, depth(ctx)+1)
+	ctx, cancel := context.WithTimeout(ctx, t.settings.HooksTimeout)
+	defer cancel()
+	r := runner{ctx, t.settings, outcome, queue}
+	r.run()
+}
+
+func (r *runner) run() {
+	for len(r.queue) > 0 {
+		h := r.queue[0]
+		r.queue = r.queue[1:]
+		r.one(h)
+	}
+}
+
+func (r *runner) one(h hook) {
+	ctx, cancel := context.WithTimeout(r.ctx, r.settings.HookTimeout)
+	defer cancel()
+	start := time.Now()
+	unwatch := context.AfterFunc(ctx, func() {
+		r.report(h, fmt.Errorf("%w after %v, waiting for it", ErrHookOverrun, time.Since(start).Round(time.Millisecond)), nil)
+	})
+	returned := false
+	defer func() {
+		v := recover()
+		unwatch()
+		switch {
+		case v != nil:
+			r.report(h, &PanicError{v}, debug.Stack())
+		case !returned: // runtime.Goexit, which goes on when this function returns
+			r.report(h, ErrHookExited, nil)
+			r.run()
+		}
+	}()
+	outcome := r.outcome
+	if h.undone {
+		outcome = RolledBack
+	}
+	err := h.Fn(ctx, outcome)
+	returned = true
+	unwatch()
+	if err != nil {
+		r.report(h, err, nil)
+	}
+}
+
+// report never lets a reporting function disturb the hooks that follow.
+func (r *runner) report(h hook, err error, stack []byte) {
+	name := h.Name
+	if name == "" {
+		name = runtime.FuncForPC(reflect.ValueOf(h.Named).Pointer()).Name()
+	}
+	r.settings.Logger.Error("hook failed", "phase", h.Phase.String(), "hook", name, "err", err)
+	if r.settings.OnHookError == nil {
+		return
+	}
+	defer func() {
+		if v := recover(); v != nil {
+			r.settings.Logger.Error("OnHookError panicked", "hook", name, "panic", fmt.Sprint(v))
+		}
+	}()
+	r.settings.OnHookError(HookError{Phase: h.Phase.String(), Name: name, Err: err, Stack: stack})
+}

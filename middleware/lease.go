@@ -1,0 +1,68 @@
+package middleware
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// lease keeps a claim alive while its handler runs.
+type lease struct {
+	ctx  context.Context // the handler's: ends with ErrLeaseLost as the cause
+	stop func()          // ends the renewing; returns when it has ended
+}
+
+// lost reports whether the handler was told to stop because of the claim.
+func (l *lease) lost() bool { return errors.Is(context.Cause(l.ctx), ErrLeaseLost) }
+
+// hold renews the claim, asked for at sentAt, three times per lease. The handler's context ends when
+// the store says that the claim is gone, and when the lease as seen from here is nearly over whatever
+// the store said: our clock may run a little slower than the store's, and an answer may be late.
+func (c *claim) hold(parent context.Context, sentAt time.Time) *lease {
+	ctx, cancel := context.WithCancelCause(parent)
+	life := c.cfg.Lease - c.cfg.Lease/10
+	expire := time.AfterFunc(time.Until(sentAt.Add(life)), func() { cancel(ErrLeaseLost) })
+
+	// Detached: at shutdown the handler still runs, and its claim has to hold until it returns.
+	renewing, stopRenewing := context.WithCancel(context.WithoutCancel(parent))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		c.keepRenewing(renewing, func(sentAt time.Time) { expire.Reset(time.Until(sentAt.Add(life))) }, func() { cancel(ErrLeaseLost) })
+	}()
+	return &lease{ctx: ctx, stop: func() {
+		stopRenewing()
+		<-ended
+		expire.Stop()
+		cancel(nil)
+	}}
+}
+
+// keepRenewing runs until ctx ends or the store says that the claim is gone.
+func (c *claim) keepRenewing(ctx context.Context, renewed func(sentAt time.Time), gone func()) {
+	for wait := c.cfg.Lease / 3; ; {
+		sleep(ctx, wait)
+		if ctx.Err() != nil {
+			return
+		}
+		sentAt := time.Now()
+		held, err := c.renew(ctx)
+		switch {
+		case err != nil:
+			// A short outage must not end the work; the deadline above does if it is a long one.
+			wait = c.cfg.Lease / 15
+		case !held:
+			gone()
+			return
+		default:
+			renewed(sentAt)
+			wait = c.cfg.Lease / 3
+		}
+	}
+}
+
+func (c *claim) renew(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.StoreTimeout)
+	defer cancel()
+	return c.store.Renew(ctx, c.key, c.owner, c.cfg.Lease)
+}

@@ -1,0 +1,139 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/millrace-go/millrace/internal/migrate"
+	"github.com/millrace-go/millrace/internal/txn"
+)
+
+// Check implements Store. It joins the answers, so that all that is wrong is said at once.
+func (s *sqlStore) Check(ctx context.Context) error {
+	d, err := s.dialect(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.checkVersion(ctx); err != nil {
+		return err
+	}
+	if err := s.checkLanes(ctx); err != nil {
+		return err
+	}
+	return d.check(ctx)
+}
+
+// checkVersion compares the schema with the one that this package works with. A newer one is the
+// sign of a newer replica beside this one, and is all right: a change that an older one cannot live
+// with would go into tables of another name.
+func (s *sqlStore) checkVersion(ctx context.Context) error {
+	kind, err := s.pool.Dialect(ctx)
+	if err != nil {
+		return explain("check", err)
+	}
+	want, err := version(kind)
+	if err != nil {
+		return explain("check", err)
+	}
+	have, err := migrate.Version(ctx, s.pool, part(s.prefix))
+	if err != nil {
+		return s.wrap("check the schema version", err)
+	}
+	if have < want {
+		what := fmt.Sprintf("the schema of %s has version %d, want %d", part(s.prefix), have, want)
+		if have == 0 {
+			what = fmt.Sprintf("the tables %s* have not been created", s.prefix)
+		}
+		return &setupError{what: what, remedy: "call millrace.Migrate(ctx, db, outbox.Migrations()), or apply the SQL files of outbox/migrations/" + string(kind)}
+	}
+	return nil
+}
+
+// checkLanes looks for rows that no forwarder would ever read.
+func (s *sqlStore) checkLanes(ctx context.Context) error {
+	lanes := 0
+	err := s.query(ctx, "check the lanes", `SELECT count(*) FROM millrace_lanes WHERE lane BETWEEN 0 AND 63`, nil,
+		func(row txn.Scanner) error { return row.Scan(&lanes) })
+	if err != nil {
+		return err
+	}
+	if lanes != Lanes {
+		return &setupError{
+			what:   fmt.Sprintf("%slanes has %d of its %d rows", s.prefix, lanes, Lanes),
+			remedy: "insert the missing ones: lanes 0 to 63, with the defaults of the other columns",
+		}
+	}
+	return nil
+}
+
+// setting is one answer of a database about itself, and what is wrong with it.
+type setting struct {
+	query  string
+	ok     func(value string) bool
+	what   string
+	remedy string
+}
+
+// checkSettings asks for each setting and joins what is wrong.
+func (s *sqlStore) checkSettings(ctx context.Context, settings []setting) error {
+	var errs []error
+	for _, c := range settings {
+		var value string
+		err := s.query(ctx, "check "+c.what, c.query, nil, func(row txn.Scanner) error { return row.Scan(&value) })
+		if err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		if !c.ok(value) {
+			errs = append(errs, &setupError{what: fmt.Sprintf("%s is %q", c.what, value), remedy: c.remedy})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func is(want string) func(string) bool { return func(value string) bool { return value == want } }
+
+func isNot(bad string) func(string) bool { return func(value string) bool { return value != bad } }
+
+func (p *postgres) check(ctx context.Context) error {
+	const role = "ALTER ROLE ... SET "
+	return p.checkSettings(ctx, []setting{
+		{`SELECT CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE 'primary' END`, is("primary"),
+			"the server", "connect the forwarder to the primary (target_session_attrs=read-write)"},
+		{`SELECT current_setting('default_transaction_read_only')`, is("off"),
+			"default_transaction_read_only", role + "default_transaction_read_only = off for the user of the outbox"},
+		{`SELECT current_setting('default_transaction_isolation')`, is("read committed"),
+			"default_transaction_isolation", role + "default_transaction_isolation = 'read committed' for the user of the outbox; its own transactions may choose another"},
+		{`SELECT CASE WHEN setting::bigint BETWEEN 1 AND 4999 THEN setting || ' ms' ELSE 'ok' END FROM pg_settings WHERE name = 'statement_timeout'`, is("ok"),
+			"statement_timeout", role + "statement_timeout = 0 (or 5 s and more) for the user of the outbox"},
+		{`SELECT coalesce((SELECT s.seqcache::text FROM pg_sequence s
+			WHERE s.seqrelid = pg_get_serial_sequence('millrace_outbox', 'pos')::regclass), 'missing')`, is("1"),
+			"the CACHE of the sequence of " + p.prefix + "outbox.pos", "ALTER TABLE " + p.prefix + "outbox ALTER COLUMN pos SET CACHE 1: a cache breaks the order of keys"},
+		{`SELECT CASE WHEN count(*) = 3 THEN 'ok' ELSE count(*) || ' of 3' END FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+			WHERE i.indrelid = 'millrace_outbox'::regclass AND i.indisvalid
+			  AND c.relname IN ('millrace_outbox_ready', 'millrace_outbox_due', 'millrace_outbox_held')`, is("ok"),
+			"the number of indexes of " + p.prefix + "outbox", "create the missing ones as in outbox/migrations/postgres"},
+		{privileges, is("ok"), "the privileges on " + p.prefix + "*", "GRANT SELECT, INSERT, UPDATE, DELETE ON " +
+			p.prefix + "outbox, " + p.prefix + "lanes, " + p.prefix + "forwarders, " + p.prefix + "stops, " + p.prefix + "dead TO the user of the outbox"},
+	})
+}
+
+const privileges = `SELECT CASE WHEN bool_and(
+		has_table_privilege(t, 'SELECT') AND has_table_privilege(t, 'INSERT')
+		AND has_table_privilege(t, 'UPDATE') AND has_table_privilege(t, 'DELETE')) THEN 'ok' ELSE 'not enough' END
+	FROM unnest(ARRAY['millrace_outbox', 'millrace_lanes', 'millrace_forwarders', 'millrace_stops', 'millrace_dead']) AS t`
+
+func (d *sqlite) check(ctx context.Context) error {
+	return d.checkSettings(ctx, []setting{
+		{`PRAGMA journal_mode`, is("wal"), "journal_mode", "open the database with journal_mode WAL (modernc.org/sqlite: ?_pragma=journal_mode(wal))"},
+	})
+}
+
+func (d *mysql) check(ctx context.Context) error {
+	return d.checkSettings(ctx, []setting{
+		{`SELECT CAST(@@autocommit AS CHAR)`, is("1"), "autocommit", "take autocommit=0 out of the DSN and the server's defaults"},
+		{`SELECT CAST(@@read_only AS CHAR)`, isNot("1"), "read_only", "connect the forwarder to the primary"},
+		{`SELECT CAST(@@auto_increment_increment AS CHAR)`, is("1"), "auto_increment_increment",
+			"set it to 1: positions from several primaries do not keep the order of keys"},
+	})
+}

@@ -1,0 +1,171 @@
+package outbox
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/millrace-go/millrace/internal/meta"
+)
+
+// Limits of a message. They are part of the schema.
+const (
+	maxID           = 64
+	maxTopic        = 200
+	maxKey          = 255
+	maxEntries      = 64      // of metadata
+	maxMetadata     = 8 << 10 // bytes of names and values together
+	maxMetadataName = 128
+	defaultPayload  = 1 << 20
+)
+
+// WithKey sets the message's order key and returns the message. Messages of one key are forwarded in
+// the order in which the transactions that wrote them committed. An empty key removes it.
+func WithKey(msg *message.Message, key string) *message.Message {
+	if key == "" {
+		delete(msg.Metadata, meta.Key)
+		return msg
+	}
+	if msg.Metadata == nil {
+		msg.Metadata = message.Metadata{}
+	}
+	msg.Metadata[meta.Key] = key
+	return msg
+}
+
+// entry is a message as it is inserted: checked, and a copy.
+type entry struct {
+	id, topic, key string
+	lane           int
+	metadata       string // JSON, without what millrace reserves
+	payload        []byte
+}
+
+func (e entry) size() int { return len(e.payload) + len(e.metadata) }
+
+// encoder makes entries of messages.
+type encoder struct {
+	maxPayload int
+	key        func(topic string, msg *message.Message) string
+}
+
+// encode checks all messages before any of them counts. Errors name positions and sizes, never content.
+func (enc encoder) encode(topic string, msgs []*message.Message) ([]entry, error) {
+	if err := checkName("topic", topic, maxTopic); err != nil {
+		return nil, err
+	}
+	entries := make([]entry, 0, len(msgs))
+	seen := make(map[string]struct{}, len(msgs))
+	for i, msg := range msgs {
+		e, err := enc.encodeOne(topic, msg)
+		if err != nil {
+			return nil, fmt.Errorf("%w: message %d of %d for %q: %w", ErrInvalidMessage, i+1, len(msgs), topic, err)
+		}
+		if _, twice := seen[e.id]; twice {
+			return nil, fmt.Errorf("%w: id %q twice in one call", ErrDuplicateMessage, e.id)
+		}
+		seen[e.id] = struct{}{}
+		entries = append(entries, e)
+	}
+	return entries, nil
+}
+
+func (enc encoder) encodeOne(topic string, msg *message.Message) (entry, error) {
+	if msg == nil {
+		return entry{}, fmt.Errorf("it is nil")
+	}
+	if err := checkText("id", msg.UUID, 1, maxID); err != nil {
+		return entry{}, err
+	}
+	limit := enc.maxPayload
+	if limit == 0 {
+		limit = defaultPayload
+	}
+	if len(msg.Payload) > limit {
+		return entry{}, fmt.Errorf("payload has %d bytes, more than Config.MaxPayload (%d): send a reference instead, or raise it together with the broker's limit", len(msg.Payload), limit)
+	}
+	key := msg.Metadata[meta.Key]
+	if key == "" && enc.key != nil {
+		key = enc.key(topic, msg)
+	}
+	if err := checkText("order key", key, 0, maxKey); err != nil {
+		return entry{}, err
+	}
+	metadata, err := encodeMetadata(msg.Metadata)
+	if err != nil {
+		return entry{}, err
+	}
+	e := entry{id: msg.UUID, topic: topic, key: key, metadata: metadata}
+	e.payload = append(make([]byte, 0, len(msg.Payload)), msg.Payload...) // never nil: NULL is no payload
+	if key != "" {
+		e.lane = Lane(key)
+	} else {
+		e.lane = Lane(msg.UUID)
+	}
+	return e, nil
+}
+
+func encodeMetadata(m message.Metadata) (string, error) {
+	kept := make(map[string]string, len(m))
+	bytes := 0
+	for name, value := range m {
+		if strings.HasPrefix(name, meta.Prefix) {
+			continue // reserved; the key has a column of its own
+		}
+		if err := checkText("name of a metadata entry", name, 1, maxMetadataName); err != nil {
+			return "", err
+		}
+		if err := checkText("value of metadata "+fmt.Sprintf("%q", name), value, 0, maxMetadata); err != nil {
+			return "", err
+		}
+		kept[name] = value
+		bytes += len(name) + len(value)
+	}
+	if len(kept) > maxEntries {
+		return "", fmt.Errorf("metadata has %d entries, more than %d", len(kept), maxEntries)
+	}
+	if bytes > maxMetadata {
+		return "", fmt.Errorf("metadata has %d bytes, more than %d", bytes, maxMetadata)
+	}
+	text, err := json.Marshal(kept)
+	return string(text), err
+}
+
+// decodeMetadata is the inverse of encodeMetadata, with the key put back.
+func decodeMetadata(text []byte, key string) (message.Metadata, error) {
+	m := message.Metadata{}
+	if err := json.Unmarshal(text, &m); err != nil {
+		return nil, fmt.Errorf("metadata is not a JSON object of strings") // the cause would quote it
+	}
+	if m == nil {
+		m = message.Metadata{}
+	}
+	if key != "" {
+		m[meta.Key] = key
+	}
+	return m, nil
+}
+
+func checkName(what, s string, most int) error {
+	if err := checkText(what, s, 1, most); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalidMessage, err)
+	}
+	return nil
+}
+
+func checkText(what, s string, least, most int) error {
+	switch {
+	case len(s) < least:
+		return fmt.Errorf("%s is empty", what)
+	case len(s) > most:
+		return fmt.Errorf("%s has %d bytes, more than %d", what, len(s), most)
+	case !utf8.ValidString(s):
+		return fmt.Errorf("%s is not valid UTF-8", what)
+	case strings.IndexByte(s, 0) >= 0:
+		return fmt.Errorf("%s contains a NUL byte", what)
+	}
+	return nil
+}

@@ -1,0 +1,277 @@
+package outboxtest
+
+import (
+	"cmp"
+	"context"
+	"hash/fnv"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/millrace-go/millrace/outbox"
+)
+
+// Memory is an outbox.Store without a database, for tests and simulation: it keeps the rules of the
+// contract, has a clock of its own, and fails when told to. Methods are safe for concurrent use.
+type Memory struct {
+	mu        sync.Mutex
+	skew      time.Duration
+	intercept func(op string) error
+
+	last     int64
+	rows     map[int64]*memoryRow
+	dead     []Dead
+	stops    map[memoryStop]int64
+	lanes    [outbox.Lanes]memoryLane
+	replicas map[string]memoryReplica
+	locked   map[int64]bool
+	refused  int
+}
+
+// Entry is a message to be put into a Memory.
+type Entry struct {
+	ID    string
+	Topic string
+	Key   string
+	Body  []byte
+	Meta  map[string]string
+	Delay time.Duration // before it may be delivered
+	Lane  int           // of a message without a key
+	Err   error         // makes the row undecodable
+}
+
+// Dead is a message that was parked.
+type Dead struct {
+	outbox.Row
+	Why outbox.Refused
+}
+
+type memoryRow struct {
+	outbox.Row
+	ready     bool
+	deliverAt time.Time
+	retryAt   time.Time
+	heldFor   string // destination whose stop holds it
+	held      bool
+}
+
+type memoryStop struct {
+	lane             int
+	destination, key string
+}
+
+type memoryLane struct {
+	owner   string // "" = released
+	epoch   int64
+	crashes int
+}
+
+type memoryReplica struct {
+	beat    int64
+	expires time.Time
+}
+
+// NewMemory returns an empty outbox. Its clock is time.Now, also in a synctest bubble.
+func NewMemory() *Memory {
+	return &Memory{
+		rows:     map[int64]*memoryRow{},
+		stops:    map[memoryStop]int64{},
+		replicas: map[string]memoryReplica{},
+		locked:   map[int64]bool{},
+	}
+}
+
+// Insert commits messages in one transaction and returns their positions.
+func (m *Memory) Insert(entries ...Entry) []int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var positions []int64
+	for _, e := range entries {
+		m.last++
+		m.insert(m.last, e)
+		positions = append(positions, m.last)
+	}
+	return positions
+}
+
+// Draw takes the next position, as a transaction that has not committed yet does.
+func (m *Memory) Draw() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.last++
+	return m.last
+}
+
+// InsertAt commits a message under a position that was drawn before.
+func (m *Memory) InsertAt(pos int64, e Entry) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.insert(pos, e)
+}
+
+func (m *Memory) insert(pos int64, e Entry) {
+	lane := e.Lane
+	if e.Key != "" {
+		lane = LaneOf(e.Key)
+	}
+	size := len(e.Body)
+	for k, v := range e.Meta {
+		size += len(k) + len(v)
+	}
+	now := m.now()
+	m.rows[pos] = &memoryRow{
+		Row: outbox.Row{
+			Ref: outbox.Ref{Pos: pos, ID: e.ID}, Lane: lane, Topic: e.Topic, Key: e.Key, Size: size,
+			Metadata: maps.Clone(e.Meta), Payload: slices.Clone(e.Body), CreatedAt: now, Err: e.Err,
+		},
+		ready:     e.Delay <= 0,
+		deliverAt: now.Add(e.Delay),
+	}
+}
+
+// LaneOf returns the lane of a key.
+func LaneOf(key string) int {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(key))
+	return int(h.Sum64() % outbox.Lanes)
+}
+
+// Waiting returns the rows that are there, by position.
+func (m *Memory) Waiting() []outbox.Row {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var rows []outbox.Row
+	for _, pos := range slices.Sorted(maps.Keys(m.rows)) {
+		rows = append(rows, m.rows[pos].Row)
+	}
+	return rows
+}
+
+// Dead returns the parked messages, in the order in which they were parked.
+func (m *Memory) Dead() []Dead {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.dead)
+}
+
+// Refusals counts the refusals that were recorded.
+func (m *Memory) Refusals() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.refused
+}
+
+// Held returns the number of lanes that each registered replica holds.
+func (m *Memory) Held() map[string]int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	held := map[string]int{}
+	for id := range m.replicas {
+		held[id] = 0
+	}
+	for _, l := range m.lanes {
+		if _, lives := m.replicas[l.owner]; lives {
+			held[l.owner]++
+		}
+	}
+	return held
+}
+
+// Crashes returns the largest crash count of any lane.
+func (m *Memory) Crashes() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	most := 0
+	for _, l := range m.lanes {
+		most = max(most, l.crashes)
+	}
+	return most
+}
+
+// SetCrashes sets the crash count of every lane.
+func (m *Memory) SetCrashes(n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := range m.lanes {
+		m.lanes[i].crashes = n
+	}
+}
+
+// Remove deletes a row by hand, as an operator may.
+func (m *Memory) Remove(pos int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.rows, pos)
+}
+
+// Lock keeps a row locked, as an open foreign transaction does, until unlock is called.
+func (m *Memory) Lock(pos int64) (unlock func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.locked[pos] = true
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.locked, pos)
+	}
+}
+
+// Evict forgets a replica, as the sweep of another does when its lease has ended.
+func (m *Memory) Evict(replica string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.replicas, replica)
+}
+
+// Skew moves the clock of the database.
+func (m *Memory) Skew(by time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.skew += by
+}
+
+// Intercept calls f before each operation, by the name of the method; an error of f is the answer.
+// It may block. Nil takes it away.
+func (m *Memory) Intercept(f func(op string) error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.intercept = f
+}
+
+func (m *Memory) now() time.Time { return time.Now().Add(m.skew) }
+
+// enter begins an operation: on nil the caller holds the lock.
+func (m *Memory) enter(ctx context.Context, op string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	intercept := m.intercept
+	m.mu.Unlock()
+	if intercept != nil {
+		if err := intercept(op); err != nil {
+			return err
+		}
+	}
+	m.mu.Lock()
+	return nil
+}
+
+func (m *Memory) held(g outbox.Grant) bool {
+	return g.Lane >= 0 && g.Lane < outbox.Lanes && m.lanes[g.Lane].epoch == g.Epoch
+}
+
+// row finds a row that a grant may change.
+func (m *Memory) row(g outbox.Grant, r outbox.Ref) *memoryRow {
+	row := m.rows[r.Pos]
+	if !m.held(g) || row == nil || row.ID != r.ID || row.Lane != g.Lane {
+		return nil
+	}
+	return row
+}
+
+// byPosition returns the rows in order.
+func (m *Memory) byPosition() []*memoryRow {
+	return slices.SortedFunc(maps.Values(m.rows), func(a, b *memoryRow) int { return cmp.Compare(a.Pos, b.Pos) })
+}

@@ -1,0 +1,242 @@
+package outboxtest
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/millrace-go/millrace/outbox"
+)
+
+var _ outbox.Store = (*Memory)(nil)
+
+// Check implements outbox.Store.
+func (m *Memory) Check(ctx context.Context) error {
+	if err := m.enter(ctx, "Check"); err != nil {
+		return err
+	}
+	m.mu.Unlock()
+	return nil
+}
+
+// Join implements outbox.Store.
+func (m *Memory) Join(ctx context.Context, replica string, lease time.Duration) error {
+	if err := m.enter(ctx, "Join"); err != nil {
+		return err
+	}
+	defer m.mu.Unlock()
+	if _, there := m.replicas[replica]; there {
+		return errors.New("outboxtest: replica " + replica + " is registered already")
+	}
+	m.replicas[replica] = memoryReplica{expires: m.now().Add(lease)}
+	return nil
+}
+
+// Renew implements outbox.Store.
+func (m *Memory) Renew(ctx context.Context, replica string, beat int64, lease time.Duration) (bool, error) {
+	if err := m.enter(ctx, "Renew"); err != nil {
+		return false, err
+	}
+	defer m.mu.Unlock()
+	r, there := m.replicas[replica]
+	if !there || r.beat != beat {
+		return false, nil
+	}
+	m.replicas[replica] = memoryReplica{beat: beat + 1, expires: m.now().Add(lease)}
+	return true, nil
+}
+
+// Leave implements outbox.Store.
+func (m *Memory) Leave(ctx context.Context, replica string) error {
+	if err := m.enter(ctx, "Leave"); err != nil {
+		return err
+	}
+	defer m.mu.Unlock()
+	if _, there := m.replicas[replica]; there {
+		for i := range m.lanes {
+			if m.lanes[i].owner == replica {
+				m.lanes[i].owner = ""
+			}
+		}
+	}
+	delete(m.replicas, replica)
+	return nil
+}
+
+// Sweep implements outbox.Store.
+func (m *Memory) Sweep(ctx context.Context, replica string) (int, error) {
+	if err := m.enter(ctx, "Sweep"); err != nil {
+		return 0, err
+	}
+	defer m.mu.Unlock()
+	n := 0
+	for id, r := range m.replicas {
+		if id != replica && r.expires.Before(m.now()) {
+			delete(m.replicas, id)
+			n++
+		}
+	}
+	return n, nil
+}
+
+// Survey implements outbox.Store.
+func (m *Memory) Survey(ctx context.Context) (outbox.Survey, error) {
+	if err := m.enter(ctx, "Survey"); err != nil {
+		return outbox.Survey{}, err
+	}
+	defer m.mu.Unlock()
+	var s outbox.Survey
+	for _, r := range m.replicas {
+		if !r.expires.Before(m.now()) {
+			s.Replicas++
+		}
+	}
+	for _, l := range m.lanes {
+		if _, lives := m.replicas[l.owner]; !lives {
+			s.FreeLanes++
+		}
+	}
+	return s, nil
+}
+
+// Claim implements outbox.Store.
+func (m *Memory) Claim(ctx context.Context, replica string, n int) ([]outbox.Grant, error) {
+	if err := m.enter(ctx, "Claim"); err != nil {
+		return nil, err
+	}
+	defer m.mu.Unlock()
+	if _, there := m.replicas[replica]; !there {
+		return nil, nil
+	}
+	var grants []outbox.Grant
+	for i := range m.lanes {
+		l := &m.lanes[i]
+		if _, lives := m.replicas[l.owner]; lives || len(grants) == n {
+			continue
+		}
+		if l.owner != "" {
+			l.crashes++
+		}
+		l.owner = replica
+		l.epoch++
+		grants = append(grants, outbox.Grant{Lane: i, Epoch: l.epoch, Crashes: l.crashes})
+	}
+	return grants, nil
+}
+
+// Release implements outbox.Store.
+func (m *Memory) Release(ctx context.Context, grants []outbox.Grant) error {
+	if err := m.enter(ctx, "Release"); err != nil {
+		return err
+	}
+	defer m.mu.Unlock()
+	for _, g := range grants {
+		if m.held(g) {
+			m.lanes[g.Lane].owner = ""
+		}
+	}
+	return nil
+}
+
+// Calm implements outbox.Store.
+func (m *Memory) Calm(ctx context.Context, g outbox.Grant) error {
+	if err := m.enter(ctx, "Calm"); err != nil {
+		return err
+	}
+	defer m.mu.Unlock()
+	if m.held(g) {
+		m.lanes[g.Lane].crashes = 0
+	}
+	return nil
+}
+
+// Topics implements outbox.Store.
+func (m *Memory) Topics(ctx context.Context) ([]string, error) {
+	if err := m.enter(ctx, "Topics"); err != nil {
+		return nil, err
+	}
+	defer m.mu.Unlock()
+	var topics []string
+	for _, r := range m.rows {
+		if r.ready && !slices.Contains(topics, r.Topic) {
+			topics = append(topics, r.Topic)
+		}
+	}
+	slices.Sort(topics)
+	return topics, nil
+}
+
+// Read implements outbox.Store.
+func (m *Memory) Read(ctx context.Context, q outbox.Read) ([]outbox.Row, error) {
+	if err := m.enter(ctx, "Read"); err != nil {
+		return nil, err
+	}
+	defer m.mu.Unlock()
+	excluded := make(map[int64]bool, len(q.Exclude))
+	for _, pos := range q.Exclude {
+		excluded[pos] = true
+	}
+	var rows []outbox.Row
+	bytes := 0
+	for _, r := range m.byPosition() {
+		if !r.ready || excluded[r.Pos] || !slices.Contains(q.Lanes, r.Lane) || !slices.Contains(q.Topics, r.Topic) {
+			continue
+		}
+		if r.Key != "" && slices.Contains(q.BusyKeys, r.Key) {
+			continue
+		}
+		bytes += r.Size
+		if len(rows) == q.MaxRows || len(rows) > 0 && bytes > q.MaxBytes {
+			break
+		}
+		rows = append(rows, r.Row)
+	}
+	return rows, nil
+}
+
+// Promote implements outbox.Store.
+func (m *Memory) Promote(ctx context.Context, grants []outbox.Grant) (outbox.Promotion, error) {
+	if err := m.enter(ctx, "Promote"); err != nil {
+		return outbox.Promotion{}, err
+	}
+	defer m.mu.Unlock()
+	held := map[int]bool{}
+	for _, g := range grants {
+		held[g.Lane] = m.held(g)
+	}
+	var p outbox.Promotion
+	for _, r := range m.rows {
+		if r.ready || !held[r.Lane] {
+			continue
+		}
+		if stop, stopped := m.stops[memoryStop{r.Lane, r.heldFor, r.Key}]; r.held && stopped && stop < r.Pos {
+			continue
+		}
+		due := max(r.deliverAt.Sub(m.now()), r.retryAt.Sub(m.now()))
+		if due > 0 {
+			if p.Next == 0 || due < p.Next {
+				p.Next = due
+			}
+			continue
+		}
+		r.ready, r.held = true, false
+		p.Ready++
+	}
+	return p, nil
+}
+
+// Stops implements outbox.Store.
+func (m *Memory) Stops(ctx context.Context, lanes []int) ([]outbox.Stop, error) {
+	if err := m.enter(ctx, "Stops"); err != nil {
+		return nil, err
+	}
+	defer m.mu.Unlock()
+	var stops []outbox.Stop
+	for s, pos := range m.stops {
+		if slices.Contains(lanes, s.lane) {
+			stops = append(stops, outbox.Stop{Lane: s.lane, Destination: s.destination, Key: s.key, Pos: pos})
+		}
+	}
+	return stops, nil
+}

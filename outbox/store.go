@@ -1,0 +1,154 @@
+package outbox
+
+import (
+	"context"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+// Lanes is the number of lanes of every outbox. It is part of the schema: a key's lane is
+// FNV-1a(key) mod Lanes, for ever.
+const Lanes = 64
+
+// Store is an outbox as a forwarder sees it: who holds which lane, what waits in it, and how a message
+// leaves it. The forwarder package is its user; outboxtest holds the rules that every Store keeps.
+//
+// Each method is one autocommit statement (or one short transaction where the database needs two), at
+// READ COMMITTED, that waits at most about one second for a lock. Times are the database's; durations
+// are sent, never points in time. All methods are safe for concurrent use.
+type Store interface {
+	// Check says whether the outbox can be worked on, and if not, how to mend it. An error for which
+	// IsSetup reports false is an outage: try again.
+	Check(ctx context.Context) error
+
+	// Join registers a replica with beat 0 and a lease from now.
+	Join(ctx context.Context, replica string, lease time.Duration) error
+	// Renew sets the replica's beat from beat to beat+1 and its lease to lease from now. False means
+	// that the row is not there with that beat: the replica holds nothing any more.
+	Renew(ctx context.Context, replica string, beat int64, lease time.Duration) (bool, error)
+	// Leave frees the replica's lanes as released and removes it.
+	Leave(ctx context.Context, replica string) error
+	// Sweep removes the replicas other than this one whose lease has ended, and reports how many.
+	Sweep(ctx context.Context, replica string) (int, error)
+	// Survey counts the replicas that live and the lanes that nobody holds.
+	Survey(ctx context.Context) (Survey, error)
+	// Claim takes up to n free lanes for a replica that is registered, each with its epoch one higher.
+	// A lane whose last holder vanished without releasing it has its Crashes one higher.
+	Claim(ctx context.Context, replica string, n int) ([]Grant, error)
+	// Release frees the grants still held with their epoch.
+	Release(ctx context.Context, grants []Grant) error
+	// Calm sets the crash count of the grant to 0.
+	Calm(ctx context.Context, g Grant) error
+
+	// Topics lists the topics that have rows which are ready. It may be a moment late.
+	Topics(ctx context.Context) ([]string, error)
+	// Read returns rows that are ready, from the bottom of each lane upwards, in order of position.
+	Read(ctx context.Context, q Read) ([]Row, error)
+	// Promote makes ready what has become due in the lanes of the grants still held: delayed messages,
+	// refused messages whose back-off is over, and held rows that no stop holds any more. Next is the
+	// time until the next one is due, 0 if there is none.
+	Promote(ctx context.Context, grants []Grant) (Promotion, error)
+	// Stops lists the stopped keys of the lanes.
+	Stops(ctx context.Context, lanes []int) ([]Stop, error)
+
+	// Settle deletes the rows named by position and id whose lane is held with the grant's epoch. Rows
+	// that somebody else has locked are left, and may be settled later.
+	Settle(ctx context.Context, grants []Grant, rows []Ref) (Settled, error)
+	// Attempt counts attempt number attempt (2 and up) before it is made: compare-and-set from
+	// attempt-1. False: the lane or the row is no longer as it was; do not publish.
+	Attempt(ctx context.Context, g Grant, r Ref, attempt int) (bool, error)
+	// Refuse records a refused attempt: the row is not ready until f.RetryIn has passed and, if f.Stop,
+	// its key is stopped for f.Destination, in one transaction under the epoch.
+	Refuse(ctx context.Context, g Grant, f Refused) (bool, error)
+	// Hold makes rows not ready that stand behind a stop of their key; rows whose key is not stopped in
+	// the store stay as they are.
+	Hold(ctx context.Context, g Grant, destination string, rows []Ref) (bool, error)
+	// Lift removes the stop of a key and makes its held rows ready, in one transaction.
+	Lift(ctx context.Context, g Grant, destination, key string) (bool, error)
+	// Park moves a row to the dead messages, with the reason, and lifts the stop that it caused.
+	Park(ctx context.Context, g Grant, f Refused) (bool, error)
+}
+
+// Grant is one lane held under one epoch.
+type Grant struct {
+	Lane    int
+	Epoch   int64
+	Crashes int // holders that vanished in a row
+}
+
+// Survey is the state of the lanes at one moment.
+type Survey struct {
+	Replicas  int // whose lease has not ended
+	FreeLanes int
+}
+
+// Read says what to read.
+type Read struct {
+	Lanes  []int
+	Topics []string
+	// Exclude are the positions in flight. BusyKeys are keys of which nothing more is wanted now.
+	Exclude  []int64
+	BusyKeys []string
+	// MaxRows and MaxBytes bound the answer; one row comes even if it alone is larger than MaxBytes.
+	MaxRows  int
+	MaxBytes int
+}
+
+// Ref names a row: by position and id, so that a position that was handed out twice (after a
+// crash that lost commits) never ends the wrong message.
+type Ref struct {
+	Pos int64
+	ID  string
+}
+
+// Row is one waiting message.
+type Row struct {
+	Ref
+	Lane      int
+	Topic     string
+	Key       string // "" = no key, no order
+	Attempts  int    // counted so far
+	Size      int    // bytes of payload and metadata
+	Metadata  message.Metadata
+	Payload   []byte
+	CreatedAt time.Time
+	// Err is set if the row cannot be decoded; it is to be parked.
+	Err error
+}
+
+// Stop is a key that waits for its failing message.
+type Stop struct {
+	Lane        int
+	Destination string
+	Key         string
+	Pos         int64 // of the message that failed
+}
+
+// Refused describes a refused attempt.
+type Refused struct {
+	Ref
+	Destination string
+	Key         string
+	Attempt     int
+	Reason      string // short code
+	Error       string // bounded, no payload
+	RetryIn     time.Duration
+	Stop        bool
+}
+
+// Promotion is the answer of Promote.
+type Promotion struct {
+	Ready int
+	Next  time.Duration
+}
+
+// Settled is the answer of Settle.
+type Settled struct {
+	// Lost are the lanes of the grants that are not held any more; nothing in them was deleted.
+	Lost []int
+	// Done are the positions that were deleted.
+	Done []int64
+	// Gone are the positions that were not there under that id.
+	Gone []int64
+}

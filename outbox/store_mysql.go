@@ -1,0 +1,92 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"strings"
+
+	"github.com/millrace-go/millrace/internal/txn"
+)
+
+// mysql is the store on MySQL 8 and MariaDB 10.6.
+//
+// Its transactions are READ COMMITTED, name rows by primary key and wait at most a second for a lock:
+// at REPEATABLE READ the gaps beside a named row would keep the business from inserting. While one is
+// open the server ends it after a few seconds of silence, so that a process that was paused in it does
+// not keep its lanes.
+type mysql struct {
+	steps
+}
+
+func newMySQL(s *sqlStore) *mysql {
+	return &mysql{steps{
+		sqlStore: s,
+		options:  txn.Options{Isolation: sql.LevelReadCommitted},
+		share:    " LOCK IN SHARE MODE",
+		skip:     " FOR UPDATE SKIP LOCKED",
+		enter: "SET @millrace_lock = @@innodb_lock_wait_timeout, @millrace_wait = @@wait_timeout, " +
+			"SESSION innodb_lock_wait_timeout = 1, SESSION wait_timeout = 5",
+		leave: "SET SESSION innodb_lock_wait_timeout = @millrace_lock, SESSION wait_timeout = @millrace_wait",
+	}}
+}
+
+func (d *mysql) translate(text string) string {
+	text = afterParam.ReplaceAllString(text, `UTC_TIMESTAMP(6) + INTERVAL $1 MICROSECOND`)
+	text = strings.NewReplacer("{now}", "UTC_TIMESTAMP(6)", "{ready}", "ready = 1",
+		"{until}", "TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), min(due_at))").Replace(text)
+	return param.ReplaceAllString(text, `?`)
+}
+
+const mysqlColumns = `o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.size, o.metadata, o.payload,
+	TIMESTAMPDIFF(MICROSECOND, '1970-01-01', o.created_at)`
+
+// read implements dialect. There is no lateral join on MariaDB: it is one SELECT for each lane and
+// topic, in one statement and so one snapshot.
+func (d *mysql) read(ctx context.Context, q Read) ([]Row, error) {
+	for perPart := share(q); ; perPart = q.MaxRows {
+		rows, candidates, err := d.readOnce(ctx, q, perPart)
+		if err != nil || !short(q, rows, candidates, perPart) {
+			return rows, err
+		}
+	}
+}
+
+func (d *mysql) readOnce(ctx context.Context, q Read, perPart int) (rows []Row, candidates int, err error) {
+	text, args := d.readText(q, perPart)
+	err = d.pool.Query(ctx, text, args, func(row txn.Scanner) error {
+		r, err := scanRow(row, &candidates)
+		rows = append(rows, r)
+		return err
+	})
+	return rows, candidates, err
+}
+
+func (d *mysql) readText(q Read, perPart int) (string, []any) {
+	var (
+		parts []string
+		args  []any
+	)
+	exclude := ""
+	if len(q.Exclude) > 0 {
+		exclude = ` AND pos NOT IN (` + list(q.Exclude) + `)`
+	}
+	if len(q.BusyKeys) > 0 {
+		exclude += ` AND order_key NOT IN (?` + strings.Repeat(`,?`, len(q.BusyKeys)-1) + `)`
+	}
+	for _, topic := range q.Topics {
+		for _, lane := range q.Lanes {
+			parts = append(parts, fmt.Sprintf(`(SELECT pos, size FROM millrace_outbox FORCE INDEX (millrace_outbox_ready)
+				WHERE ready = 1 AND topic = ? AND lane = %d%s ORDER BY pos LIMIT %d)`, lane, exclude, perPart))
+			args = append(args, topic)
+			for _, key := range q.BusyKeys {
+				args = append(args, key)
+			}
+		}
+	}
+	text := fmt.Sprintf(`WITH c AS (SELECT u.pos, u.size FROM (%s) u ORDER BY u.pos LIMIT %d),
+		s AS (SELECT pos, row_number() OVER (ORDER BY pos) AS n, sum(size) OVER (ORDER BY pos) AS bytes, count(*) OVER () AS candidates FROM c)
+		SELECT %s, s.candidates FROM s JOIN millrace_outbox o ON o.pos = s.pos WHERE s.n = 1 OR s.bytes <= %d ORDER BY o.pos`,
+		strings.Join(parts, " UNION ALL "), q.MaxRows, mysqlColumns, q.MaxBytes)
+	return rename(text, d.prefix), args
+}

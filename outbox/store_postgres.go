@@ -1,0 +1,145 @@
+package outbox
+
+import (
+	"context"
+	"regexp"
+	"strings"
+
+	"github.com/millrace-go/millrace/internal/txn"
+)
+
+// postgres is the store on PostgreSQL. Each operation is one statement.
+//
+// A statement that writes first locks the rows of the lanes whose epoch it relies on (FOR SHARE, in a
+// MATERIALIZED step): a plain EXISTS would look at the statement's snapshot, and pass although the
+// lane was taken over meanwhile. Take-overs skip locked lanes. Foreign locks on messages are skipped as
+// well; other waits end after a second.
+type postgres struct {
+	*sqlStore
+}
+
+var afterParam = regexp.MustCompile(`\{after (\$\d+)\}`)
+
+func (p *postgres) translate(text string) string {
+	text = afterParam.ReplaceAllString(text, `clock_timestamp() + $1::bigint * interval '1 microsecond'`)
+	return strings.NewReplacer("{now}", "clock_timestamp()", "{ready}", "ready").Replace(text)
+}
+
+// pgHeld locks the lane of one grant: $1 lane, $2 epoch.
+const pgHeld = `l AS MATERIALIZED (
+	SELECT lane FROM millrace_lanes
+	WHERE (SELECT set_config('lock_timeout', '1s', true)) IS NOT NULL AND lane = $1::int AND epoch = $2::bigint
+	FOR SHARE)`
+
+// pgAllHeld locks the lanes of many grants: $1 lanes, $2 epochs.
+const pgAllHeld = `l AS MATERIALIZED (
+	SELECT l.lane FROM millrace_lanes l
+	JOIN unnest($1::text::int[], $2::text::bigint[]) AS g(lane, epoch) ON l.lane = g.lane AND l.epoch = g.epoch
+	WHERE (SELECT set_config('lock_timeout', '1s', true)) IS NOT NULL
+	ORDER BY l.lane FOR SHARE OF l)`
+
+// A lane that was claimed by another while this statement ran has another epoch than in the snapshot,
+// and is left alone although its new owner may not be in the snapshot.
+const pgClaim = `WITH free AS MATERIALIZED (
+	SELECT lane, epoch FROM millrace_lanes l
+	WHERE NOT EXISTS (SELECT 1 FROM millrace_forwarders f WHERE f.id = l.owner)
+	  AND EXISTS (SELECT 1 FROM millrace_forwarders f WHERE f.id = $1)),
+c AS MATERIALIZED (
+	SELECT l.lane FROM millrace_lanes l JOIN free ON free.lane = l.lane AND free.epoch = l.epoch
+	ORDER BY l.lane LIMIT $2::int FOR UPDATE OF l SKIP LOCKED)
+UPDATE millrace_lanes l
+SET owner = $1, epoch = l.epoch + 1, crashes = l.crashes + CASE WHEN l.owner IS NULL THEN 0 ELSE 1 END
+FROM c WHERE l.lane = c.lane
+RETURNING l.lane, l.epoch, l.crashes`
+
+func (p *postgres) claim(ctx context.Context, replica string, n int) ([]Grant, error) {
+	var grants []Grant
+	err := p.query(ctx, "claim", pgClaim, []any{replica, n}, func(row txn.Scanner) error {
+		var g Grant
+		err := row.Scan(&g.Lane, &g.Epoch, &g.Crashes)
+		grants = append(grants, g)
+		return err
+	})
+	return grants, err
+}
+
+const pgRelease = `WITH l AS MATERIALIZED (
+	SELECT l.lane FROM millrace_lanes l
+	JOIN unnest($1::text::int[], $2::text::bigint[]) AS g(lane, epoch) ON l.lane = g.lane AND l.epoch = g.epoch
+	WHERE (SELECT set_config('lock_timeout', '1s', true)) IS NOT NULL
+	ORDER BY l.lane FOR UPDATE OF l)
+UPDATE millrace_lanes SET owner = NULL FROM l WHERE millrace_lanes.lane = l.lane`
+
+func (p *postgres) release(ctx context.Context, grants []Grant) error {
+	lanes, epochs := lanesAndEpochs(grants)
+	_, err := p.exec(ctx, "release", pgRelease, intArray(lanes), intArray(epochs))
+	return err
+}
+
+
+// What is in flight and which keys are busy is excluded here and not afterwards: the snapshot of an
+// answer may hold rows that were settled since. The exclusions are hashed subqueries, evaluated once.
+// $1 lanes, $2 topics, $3 in flight, $4 busy keys, $5 rows for each lane and topic, $6 rows, $7 bytes.
+const pgRead = `WITH c AS MATERIALIZED (
+	SELECT o.pos, o.size
+	FROM unnest($1::text::int[]) AS l(lane)
+	CROSS JOIN unnest($2::text::text[]) AS t(topic)
+	CROSS JOIN LATERAL (
+		SELECT p.pos, p.size FROM millrace_outbox p
+		WHERE p.ready AND p.topic = t.topic AND p.lane = l.lane
+		  AND p.pos NOT IN (SELECT unnest($3::text::bigint[]))
+		  AND p.order_key NOT IN (SELECT unnest($4::text::text[]))
+		ORDER BY p.pos LIMIT $5::int) o
+	ORDER BY o.pos LIMIT $6::int),
+s AS (
+	SELECT pos, row_number() OVER w AS n, sum(size) OVER w AS bytes, count(*) OVER () AS candidates
+	FROM c WINDOW w AS (ORDER BY pos))
+SELECT ` + pgRowColumns + `, s.candidates
+FROM s JOIN millrace_outbox o ON o.pos = s.pos
+WHERE s.n = 1 OR s.bytes <= $7::bigint
+ORDER BY o.pos`
+
+const pgRowColumns = `o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.size, o.metadata, o.payload,
+	(extract(epoch FROM o.created_at) * 1000000)::bigint`
+
+func (p *postgres) read(ctx context.Context, q Read) ([]Row, error) {
+	for perPart := share(q); ; perPart = q.MaxRows {
+		rows, candidates, err := p.readOnce(ctx, q, perPart)
+		if err != nil || !short(q, rows, candidates, perPart) {
+			return rows, err
+		}
+	}
+}
+
+func (p *postgres) readOnce(ctx context.Context, q Read, perPart int) (rows []Row, candidates int, err error) {
+	args := []any{
+		intArray(q.Lanes), textArray(q.Topics), intArray(q.Exclude), textArray(q.BusyKeys),
+		perPart, q.MaxRows, q.MaxBytes,
+	}
+	err = p.query(ctx, "read", pgRead, args, func(row txn.Scanner) error {
+		r, err := scanRow(row, &candidates)
+		rows = append(rows, r)
+		return err
+	})
+	return rows, candidates, err
+}
+
+func (p *postgres) stops(ctx context.Context, lanes []int) ([]Stop, error) {
+	return scanStops(func(row func(txn.Scanner) error) error {
+		return p.query(ctx, "stops", `SELECT s.lane, s.destination, s.order_key, s.pos FROM millrace_stops s
+			WHERE s.lane = ANY ($1::text::int[]) AND EXISTS (SELECT 1 FROM millrace_outbox o WHERE o.pos = s.pos)`,
+			[]any{intArray(lanes)}, row)
+	})
+}
+
+func scanStops(query func(func(txn.Scanner) error) error) ([]Stop, error) {
+	var stops []Stop
+	err := query(func(row txn.Scanner) error {
+		var s Stop
+		err := row.Scan(&s.Lane, &s.Destination, &s.Key, &s.Pos)
+		stops = append(stops, s)
+		return err
+	})
+	return stops, err
+}
+

@@ -1,0 +1,149 @@
+package outbox
+
+import (
+	"context"
+
+	"github.com/millrace-go/millrace/internal/txn"
+)
+
+// $3 positions, $4 ids. Rows that somebody else has locked are in no list.
+const pgSettle = `WITH ` + pgAllHeld + `,
+k AS MATERIALIZED (SELECT pos, id FROM unnest($3::text::bigint[], $4::text::text[]) AS k(pos, id)),
+d AS MATERIALIZED (
+	SELECT o.pos FROM k JOIN millrace_outbox o ON o.pos = k.pos AND o.id = k.id
+	WHERE o.lane IN (SELECT lane FROM l) ORDER BY o.pos FOR UPDATE OF o SKIP LOCKED),
+x AS (DELETE FROM millrace_outbox o USING d WHERE o.pos = d.pos RETURNING o.pos)
+SELECT 'done', pos FROM x
+UNION ALL SELECT 'held', lane FROM l
+UNION ALL SELECT 'gone', k.pos FROM k
+	WHERE NOT EXISTS (SELECT 1 FROM millrace_outbox o WHERE o.pos = k.pos AND o.id = k.id)`
+
+func (p *postgres) settle(ctx context.Context, grants []Grant, rows []Ref) (Settled, error) {
+	var s Settled
+	lanes, epochs := lanesAndEpochs(grants)
+	held := make(map[int]bool, len(grants))
+	args := []any{intArray(lanes), intArray(epochs), intArray(positions(rows)), textArray(ids(rows))}
+	err := p.query(ctx, "settle", pgSettle, args, func(row txn.Scanner) error {
+		var kind string
+		var n int64
+		if err := row.Scan(&kind, &n); err != nil {
+			return err
+		}
+		switch kind {
+		case "done":
+			s.Done = append(s.Done, n)
+		case "gone":
+			s.Gone = append(s.Gone, n)
+		default:
+			held[int(n)] = true
+		}
+		return nil
+	})
+	if err != nil {
+		return Settled{}, err
+	}
+	s.Lost = lost(grants, held)
+	return s, nil
+}
+
+func lost(grants []Grant, held map[int]bool) (lanes []int) {
+	for _, g := range grants {
+		if !held[g.Lane] {
+			lanes = append(lanes, g.Lane)
+		}
+	}
+	return lanes
+}
+
+const pgAttempt = `WITH ` + pgHeld + `
+UPDATE millrace_outbox o SET attempts = o.attempts + 1 FROM l
+WHERE o.lane = l.lane AND o.pos = $3::bigint AND o.id = $4 AND o.attempts = $5::int - 1`
+
+func (p *postgres) attempt(ctx context.Context, g Grant, r Ref, attempt int) (bool, error) {
+	n, err := p.exec(ctx, "attempt", pgAttempt, g.Lane, g.Epoch, r.Pos, r.ID, attempt)
+	return n == 1, err
+}
+
+// A stop that is there already gives way: what failed last is what the key waits for.
+const pgRefuse = `WITH ` + pgHeld + `,
+u AS (
+	UPDATE millrace_outbox o
+	SET attempts = $5::int, ready = false, held = NULL, due_at = clock_timestamp() + $6::bigint * interval '1 microsecond'
+	FROM l WHERE o.lane = l.lane AND o.pos = $3::bigint AND o.id = $4 AND o.attempts <= $5::int
+	RETURNING o.lane, o.pos, o.order_key, o.due_at),
+s AS (
+	INSERT INTO millrace_stops (lane, destination, order_key, pos, retry_at)
+	SELECT lane, $7::text, order_key, pos, due_at FROM u WHERE $8::int = 1 AND order_key <> ''
+	ON CONFLICT (lane, destination, order_key) DO UPDATE SET pos = excluded.pos, retry_at = excluded.retry_at)
+SELECT count(*) FROM u`
+
+func (p *postgres) refuse(ctx context.Context, g Grant, f Refused) (bool, error) {
+	return p.counted(ctx, "refuse", pgRefuse,
+		g.Lane, g.Epoch, f.Pos, f.ID, f.Attempt, micros(f.RetryIn), f.Destination, flag(f.Stop))
+}
+
+// counted runs a statement that answers with how many rows it found, and how many lanes.
+func (p *postgres) counted(ctx context.Context, what, text string, args ...any) (bool, error) {
+	n := 0
+	err := p.query(ctx, what, text, args, func(row txn.Scanner) error { return row.Scan(&n) })
+	return n == 1, err
+}
+
+func flag(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// The stop is locked, so that it is not lifted between the look at it and the commit.
+const pgHold = `WITH ` + pgHeld + `,
+s AS MATERIALIZED (
+	SELECT s.order_key, s.pos FROM millrace_stops s JOIN l ON l.lane = s.lane
+	WHERE s.destination = $3 FOR SHARE OF s),
+u AS (
+	UPDATE millrace_outbox o SET ready = false, held = $3
+	FROM unnest($4::text::bigint[], $5::text::text[]) AS k(pos, id), s
+	WHERE o.lane = $1::int AND o.pos = k.pos AND o.id = k.id AND o.ready AND o.order_key = s.order_key AND o.pos > s.pos
+	RETURNING 1)
+SELECT (SELECT count(*) FROM l), (SELECT count(*) FROM u)`
+
+func (p *postgres) hold(ctx context.Context, g Grant, destination string, rows []Ref) (bool, error) {
+	var lanes, held int
+	args := []any{g.Lane, g.Epoch, destination, intArray(positions(rows)), textArray(ids(rows))}
+	err := p.query(ctx, "hold", pgHold, args, func(row txn.Scanner) error { return row.Scan(&lanes, &held) })
+	return lanes == 1, err
+}
+
+const pgLift = `WITH ` + pgHeld + `,
+s AS (DELETE FROM millrace_stops s USING l WHERE s.lane = l.lane AND s.destination = $3 AND s.order_key = $4),
+u AS (
+	UPDATE millrace_outbox o SET ready = true, held = NULL FROM l
+	WHERE o.lane = l.lane AND o.held = $3 AND o.order_key = $4)
+SELECT count(*) FROM l`
+
+func (p *postgres) lift(ctx context.Context, g Grant, destination, key string) (bool, error) {
+	return p.counted(ctx, "lift", pgLift, g.Lane, g.Epoch, destination, key)
+}
+
+const pgPark = `WITH ` + pgHeld + `,
+x AS (
+	DELETE FROM millrace_outbox o USING l WHERE o.lane = l.lane AND o.pos = $3::bigint AND o.id = $4
+	RETURNING o.*),
+d AS (
+	INSERT INTO millrace_dead (pos, id, lane, topic, order_key, destination, reason, error, attempts, size, metadata, payload, created_at)
+	SELECT pos, id, lane, topic, order_key, $5::text, $6::text, $7::text, greatest(attempts, $8::int), size, metadata, payload, created_at
+	FROM x),
+s AS (
+	DELETE FROM millrace_stops s USING x WHERE s.lane = x.lane AND s.order_key = x.order_key AND s.pos = x.pos
+	RETURNING s.lane, s.destination, s.order_key),
+u AS (
+	UPDATE millrace_outbox o SET ready = true, held = NULL FROM s
+	WHERE o.lane = s.lane AND o.held = s.destination AND o.order_key = s.order_key)
+SELECT count(*) FROM x`
+
+func (p *postgres) park(ctx context.Context, g Grant, f Refused) (bool, error) {
+	return p.counted(ctx, "park", pgPark,
+		g.Lane, g.Epoch, f.Pos, f.ID, f.Destination, f.Reason, f.Error, f.Attempt)
+}
+

@@ -1,0 +1,75 @@
+package outbox
+
+import (
+	"context"
+	"encoding/json"
+	"regexp"
+	"strings"
+
+	"github.com/millrace-go/millrace/internal/txn"
+)
+
+// sqlite is the store on SQLite, which has one writer at a time. Times are microseconds.
+type sqlite struct {
+	steps
+}
+
+func newSQLite(s *sqlStore) *sqlite { return &sqlite{steps{sqlStore: s}} }
+
+const sqliteNow = `CAST(unixepoch('subsec') * 1000000 AS INTEGER)`
+
+var param = regexp.MustCompile(`\$(\d+)`)
+
+func (d *sqlite) translate(text string) string {
+	text = afterParam.ReplaceAllString(text, sqliteNow+` + $1`)
+	text = strings.NewReplacer("{now}", sqliteNow, "{ready}", "ready = 1", "{until}", "min(due_at) - "+sqliteNow).Replace(text)
+	return param.ReplaceAllString(text, `?$1`)
+}
+
+// As on PostgreSQL; the lateral join is a correlated list of positions, the arrays are JSON.
+const sqliteRead = `WITH c AS MATERIALIZED (
+	SELECT o.pos, o.size
+	FROM json_each($1) l CROSS JOIN json_each($2) t CROSS JOIN millrace_outbox o
+	WHERE o.pos IN (
+		SELECT p.pos FROM millrace_outbox p
+		WHERE p.ready = 1 AND p.topic = t.value AND p.lane = l.value
+		  AND p.pos NOT IN (SELECT value FROM json_each($3))
+		  AND p.order_key NOT IN (SELECT value FROM json_each($4))
+		ORDER BY p.pos LIMIT $5)
+	ORDER BY o.pos LIMIT $6),
+s AS (
+	SELECT pos, row_number() OVER w AS n, sum(size) OVER w AS bytes, count(*) OVER () AS candidates
+	FROM c WINDOW w AS (ORDER BY pos))
+SELECT o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.size, o.metadata, o.payload, o.created_at, s.candidates
+FROM s JOIN millrace_outbox o ON o.pos = s.pos
+WHERE s.n = 1 OR s.bytes <= $7
+ORDER BY o.pos`
+
+func (d *sqlite) read(ctx context.Context, q Read) ([]Row, error) {
+	args := []any{jsonArray(q.Lanes), jsonArray(q.Topics), jsonArray(q.Exclude), jsonArray(q.BusyKeys), 0, q.MaxRows, q.MaxBytes}
+	for perPart := share(q); ; perPart = q.MaxRows {
+		var rows []Row
+		candidates := 0
+		args[4] = perPart
+		err := d.query(ctx, "read", sqliteRead, args, func(row txn.Scanner) error {
+			r, err := scanRow(row, &candidates)
+			rows = append(rows, r)
+			return err
+		})
+		if err != nil || !short(q, rows, candidates, perPart) {
+			return rows, err
+		}
+	}
+}
+
+// jsonArray is values as JSON; none is [], never null.
+func jsonArray[T int | int64 | string](values []T) string {
+	if len(values) == 0 {
+		return "[]"
+	}
+	text, err := json.Marshal(values)
+	if err != nil {
+		panic("outbox: " + err.Error()) // cannot happen: numbers and strings
+	}
+	return string(text)
+}

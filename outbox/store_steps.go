@@ -1,0 +1,210 @@
+package outbox
+
+import (
+	"context"
+	"strconv"
+	"strings"
+
+	"github.com/millrace-go/millrace/internal/txn"
+)
+
+// steps is the store on databases that cannot write several tables in one statement: an operation is
+// one short transaction, which first locks the rows of the lanes whose epoch it relies on. A look at
+// them without a lock would see a snapshot, and pass although the lane was taken over meanwhile.
+type steps struct {
+	*sqlStore
+	// options are those of each transaction.
+	options txn.Options
+	// share locks rows that are read against changes, skip locks them for a change and passes over
+	// those that somebody else has locked.
+	share, skip string
+	// enter and leave are run at the ends of each transaction.
+	enter, leave string
+}
+
+// atomic runs fn in a transaction.
+func (s *steps) atomic(ctx context.Context, fn func(q txn.Querier) error) error {
+	return txn.Atomic(ctx, s.pool, s.options, func(q txn.Querier) error {
+		if s.enter != "" {
+			if _, err := q.Exec(ctx, s.enter); err != nil {
+				return err
+			}
+		}
+		err := fn(q)
+		if s.leave != "" {
+			if _, left := q.Exec(context.WithoutCancel(ctx), s.leave); err == nil {
+				err = left
+			}
+		}
+		return err
+	})
+}
+
+// under runs fn in a transaction if the grant's lane is still held, and reports whether it was and fn
+// found what it looked for.
+func (s *steps) under(ctx context.Context, g Grant, fn func(q txn.Querier) (bool, error)) (ok bool, err error) {
+	err = s.atomic(ctx, func(q txn.Querier) error {
+		held, err := s.held(ctx, q, []Grant{g})
+		if err != nil || !held[g.Lane] {
+			return err
+		}
+		ok, err = fn(q)
+		return err
+	})
+	return ok && err == nil, err
+}
+
+// held locks the lanes of the grants, in order, and tells which are still held.
+func (s *steps) held(ctx context.Context, q txn.Querier, grants []Grant) (map[int]bool, error) {
+	epochs := make(map[int]int64, len(grants))
+	lanes := make([]int, 0, len(grants))
+	for _, g := range grants {
+		epochs[g.Lane] = g.Epoch
+		lanes = append(lanes, g.Lane)
+	}
+	held := make(map[int]bool, len(grants))
+	if len(lanes) == 0 {
+		return held, nil
+	}
+	query := rename(`SELECT lane, epoch FROM millrace_lanes WHERE lane IN (`+list(lanes)+`) ORDER BY lane`, s.prefix) + s.share
+	err := q.Query(ctx, query, nil, func(row txn.Scanner) error {
+		var lane int
+		var epoch int64
+		err := row.Scan(&lane, &epoch)
+		held[lane] = epochs[lane] == epoch
+		return err
+	})
+	return held, err
+}
+
+// run executes a statement in the common form.
+func (s *steps) run(ctx context.Context, q txn.Querier, common string, args ...any) (int64, error) {
+	return q.Exec(ctx, s.text(common), args...)
+}
+
+// list is numbers for an IN (...). It is never empty: a NULL is equal to nothing.
+func list[T ~int | ~int64](values []T) string {
+	if len(values) == 0 {
+		return "NULL"
+	}
+	var b strings.Builder
+	for i, v := range values {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(strconv.FormatInt(int64(v), 10))
+	}
+	return b.String()
+}
+
+// claim implements dialect. A lane that another has claimed since it was looked at has another epoch.
+func (s *steps) claim(ctx context.Context, replica string, n int) ([]Grant, error) {
+	var grants []Grant
+	err := s.atomic(ctx, func(q txn.Querier) error {
+		free, err := s.free(ctx, q, replica, n)
+		if err != nil {
+			return err
+		}
+		grants = grants[:0]
+		for _, g := range free {
+			changed, err := s.run(ctx, q, `UPDATE millrace_lanes
+				SET crashes = crashes + CASE WHEN owner IS NULL THEN 0 ELSE 1 END, owner = $1, epoch = epoch + 1
+				WHERE lane = $2 AND epoch = $3`, replica, g.Lane, g.Epoch)
+			if err != nil {
+				return err
+			}
+			if changed == 1 {
+				g.Epoch++
+				grants = append(grants, g)
+			}
+		}
+		return nil
+	})
+	return grants, err
+}
+
+// free lists free lanes as they will be when they have been taken, but for the epoch.
+func (s *steps) free(ctx context.Context, q txn.Querier, replica string, n int) (free []Grant, err error) {
+	err = q.Query(ctx, s.text(`SELECT l.lane, l.epoch, l.crashes + CASE WHEN l.owner IS NULL THEN 0 ELSE 1 END
+		FROM millrace_lanes l
+		WHERE NOT EXISTS (SELECT 1 FROM millrace_forwarders f WHERE f.id = l.owner)
+		  AND EXISTS (SELECT 1 FROM millrace_forwarders f WHERE f.id = $1)
+		ORDER BY l.lane LIMIT $2`), []any{replica, n}, func(row txn.Scanner) error {
+		var g Grant
+		err := row.Scan(&g.Lane, &g.Epoch, &g.Crashes)
+		free = append(free, g)
+		return err
+	})
+	return free, err
+}
+
+func (s *steps) release(ctx context.Context, grants []Grant) error {
+	return s.atomic(ctx, func(q txn.Querier) error {
+		for _, g := range grants {
+			if _, err := s.run(ctx, q, `UPDATE millrace_lanes SET owner = NULL WHERE lane = $1 AND epoch = $2`, g.Lane, g.Epoch); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (s *steps) stops(ctx context.Context, lanes []int) ([]Stop, error) {
+	query := rename(`SELECT s.lane, s.destination, s.order_key, s.pos FROM millrace_stops s
+		WHERE s.lane IN (`+list(lanes)+`) AND EXISTS (SELECT 1 FROM millrace_outbox o WHERE o.pos = s.pos)`, s.prefix)
+	return scanStops(func(row func(txn.Scanner) error) error { return s.pool.Query(ctx, query, nil, row) })
+}
+
+// settle implements dialect. What is deleted has been locked before, so the answer is exact.
+func (s *steps) settle(ctx context.Context, grants []Grant, rows []Ref) (Settled, error) {
+	var v Settled
+	err := s.atomic(ctx, func(q txn.Querier) error {
+		held, err := s.held(ctx, q, grants)
+		if err != nil {
+			return err
+		}
+		v = Settled{Lost: lost(grants, held)}
+		there, err := s.find(ctx, q, positions(rows), "")
+		if err != nil {
+			return err
+		}
+		free := there
+		if s.skip != "" {
+			if free, err = s.find(ctx, q, positions(rows), s.skip); err != nil {
+				return err
+			}
+		}
+		for _, r := range rows {
+			if there[r.Pos].id != r.ID {
+				v.Gone = append(v.Gone, r.Pos)
+			} else if f := free[r.Pos]; f.id == r.ID && held[f.lane] {
+				v.Done = append(v.Done, r.Pos)
+			}
+		}
+		_, err = q.Exec(ctx, rename(`DELETE FROM millrace_outbox WHERE pos IN (`+list(v.Done)+`)`, s.prefix))
+		return err
+	})
+	if err != nil {
+		return Settled{}, err
+	}
+	return v, nil
+}
+
+type place struct {
+	id   string
+	lane int
+}
+
+// find looks rows up by position.
+func (s *steps) find(ctx context.Context, q txn.Querier, pos []int64, lock string) (map[int64]place, error) {
+	found := make(map[int64]place, len(pos))
+	query := rename(`SELECT pos, id, lane FROM millrace_outbox WHERE pos IN (`+list(pos)+`)`, s.prefix) + lock
+	err := q.Query(ctx, query, nil, func(row txn.Scanner) error {
+		var at int64
+		var p place
+		err := row.Scan(&at, &p.id, &p.lane)
+		found[at] = p
+		return err
+	})
+	return found, err
+}

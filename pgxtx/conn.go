@@ -1,0 +1,154 @@
+package pgxtx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millrace-go/millrace"
+	"github.com/millrace-go/millrace/internal/dberr"
+	"github.com/millrace-go/millrace/internal/txn"
+)
+
+// conn is one transaction of pgx as the state machine sees it.
+type conn struct {
+	pooled *pgxpool.Conn
+	*pgx.Conn
+	tx pgx.Tx // pgx's own, for large objects
+
+	objects bool // pgx's own transaction was given away, and must be the one that ends
+}
+
+func (c *conn) Exec(ctx context.Context, query string, args ...any) (int64, error) {
+	tag, err := c.Conn.Exec(ctx, query, args...)
+	return tag.RowsAffected(), err
+}
+
+func (c *conn) Query(ctx context.Context, query string, args []any, row func(txn.Scanner) error) error {
+	return each(ctx, c.Conn, query, args, row)
+}
+
+// Watch implements txn.Conn: pgx knows from each answer whether it is inside a transaction.
+func (c *conn) Watch(context.Context) error       { return nil }
+func (c *conn) Savepointed(context.Context) error { return nil }
+
+// Inside implements txn.Conn.
+func (c *conn) Inside(context.Context) error {
+	pg := c.PgConn()
+	switch status := pg.TxStatus(); {
+	case c.IsClosed():
+		return because(millrace.ErrTxAborted, "the connection was lost")
+	case pg.IsBusy():
+		return because(millrace.ErrConcurrentUse, "rows or a batch were left open")
+	case status == 'E':
+		return because(millrace.ErrTxAborted, "a statement has failed")
+	case status != 'T':
+		return because(millrace.ErrTxAborted, "it was ended by a statement that went past InTx")
+	}
+	return nil
+}
+
+func because(err error, text string) error { return txn.Because(err, errors.New(text)) }
+
+// Commit implements txn.Conn. The last statement and COMMIT make one round trip.
+func (c *conn) Commit(ctx context.Context, stmts []txn.Statement, timeout time.Duration) (txn.Outcome, error) {
+	ahead := stmts
+	if n := len(stmts); n > 0 && !stmts[n-1].Alone && !c.objects {
+		ahead = stmts[:n-1]
+	}
+	err := c.Inside(ctx)
+	if err == nil {
+		err = c.run(ctx, ahead)
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		_ = c.Rollback(ctx) // what made it necessary says more
+		return txn.RolledBack, err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+	defer cancel()
+	var outcome txn.Outcome
+	if c.objects {
+		outcome, err = c.judge(c.tx.Commit(ctx))
+	} else {
+		outcome, err = c.last(ctx, stmts[len(ahead):])
+	}
+	if outcome == txn.RolledBack && !c.IsClosed() && c.PgConn().TxStatus() != 'I' {
+		_ = c.Rollback(ctx)
+	}
+	c.pooled.Release() // which closes a connection that is not idle
+	return outcome, err
+}
+
+// run executes what does not fit into COMMIT's round trip.
+func (c *conn) run(ctx context.Context, stmts []txn.Statement) error {
+	return txn.ExecAll(ctx, c, stmts)
+}
+
+// last sends the statement, if there is one, and COMMIT. If the statement fails, the server skips
+// COMMIT.
+func (c *conn) last(ctx context.Context, stmts []txn.Statement) (txn.Outcome, error) {
+	var b pgx.Batch
+	for _, s := range stmts {
+		b.Queue(s.SQL, s.Args...)
+	}
+	b.Queue("commit")
+	results := c.SendBatch(ctx, &b)
+	for _, s := range stmts {
+		if _, err := results.Exec(); err != nil {
+			_ = results.Close() // the same error
+			outcome, named := c.judge(err)
+			if s.Check != nil {
+				if e := s.Check(0, err); e != nil {
+					named = e
+				}
+			}
+			return outcome, named
+		}
+	}
+	tag, err := results.Exec()
+	if e := results.Close(); err == nil {
+		err = e
+	}
+	switch {
+	case err != nil:
+		return c.judge(err)
+	case tag.String() == "COMMIT":
+		return txn.Committed, nil
+	case tag.String() == "ROLLBACK":
+		return txn.RolledBack, because(millrace.ErrTxAborted, "a statement has failed")
+	}
+	return txn.Unknown, fmt.Errorf("COMMIT was answered %q", tag.String())
+}
+
+// judge reads the outcome from the error of COMMIT, or of a statement sent with it. A connection that
+// is still inside the transaction has not committed it.
+func (c *conn) judge(err error) (txn.Outcome, error) {
+	switch {
+	case err == nil:
+		return txn.Committed, nil
+	case dberr.NotCommitted(string(txn.Postgres), err), errors.Is(err, pgx.ErrTxCommitRollback),
+		!c.IsClosed() && !c.PgConn().IsBusy() && c.PgConn().TxStatus() != 'I':
+		return txn.RolledBack, fmt.Errorf("pgxtx: commit: %w", err)
+	}
+	return txn.Unknown, err
+}
+
+// Rollback implements txn.Conn.
+func (c *conn) Rollback(ctx context.Context) error {
+	defer c.pooled.Release()
+	if c.IsClosed() {
+		return nil // the server rolls back
+	}
+	err := c.tx.Rollback(context.WithoutCancel(ctx))
+	if err != nil && !c.IsClosed() {
+		_ = c.Close(ctx)
+	}
+	return err
+}

@@ -1,0 +1,129 @@
+// Package pgxtx runs millrace's transactions on native pgx: millrace.InTx with pgxtx.Pool(pool) gives
+// fn a pgx.Tx. Hooks, outbox and inbox work as on database/sql; what the outbox has buffered travels
+// in the same round trip as COMMIT.
+package pgxtx
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millrace-go/millrace"
+	"github.com/millrace-go/millrace/internal/txn"
+)
+
+// DB is a *pgxpool.Pool on which millrace.InTx begins transactions. Safe for concurrent use.
+type DB struct{ pool *pool }
+
+var _ millrace.TxDB[pgx.Tx] = (*DB)(nil)
+
+// Pool makes p usable with millrace.InTx. It opens and starts nothing, and never closes p. The
+// transaction in a context is found by p, not by this wrapper. A nil pool and a negative duration
+// panic; at most one Config is given.
+func Pool(p *pgxpool.Pool, cfg ...millrace.Config) *DB {
+	if p == nil || len(cfg) > 1 {
+		panic("pgxtx: Pool wants a *pgxpool.Pool and at most one Config")
+	}
+	var c millrace.Config
+	if len(cfg) == 1 {
+		c = cfg[0]
+	}
+	s, err := c.TxnSettings()
+	if err != nil {
+		panic(err.Error())
+	}
+	return &DB{&pool{p, s}}
+}
+
+// TxnPool is for millrace's own packages.
+func (d *DB) TxnPool() txn.Pool { return d.pool }
+
+// TxnBeginner is for millrace's own packages.
+func (d *DB) TxnBeginner() txn.Beginner { return d.pool }
+
+// Handle is for millrace's own packages.
+func (d *DB) Handle(t *txn.Tx) pgx.Tx {
+	if t == nil {
+		return none{d.pool.Pool}
+	}
+	return &handle{t: t, c: t.Conn().(*conn)}
+}
+
+// pool is a *pgxpool.Pool as the state machine sees it.
+type pool struct {
+	*pgxpool.Pool
+	settings *txn.Settings
+}
+
+func (p *pool) Identity() any                                { return p.Pool }
+func (p *pool) Settings() *txn.Settings                      { return p.settings }
+func (p *pool) Dialect(context.Context) (txn.Dialect, error) { return txn.Postgres, nil }
+
+func (p *pool) Exec(ctx context.Context, query string, args ...any) (int64, error) {
+	tag, err := p.Pool.Exec(ctx, query, args...)
+	return tag.RowsAffected(), err
+}
+
+func (p *pool) Query(ctx context.Context, query string, args []any, row func(txn.Scanner) error) error {
+	return each(ctx, p.Pool, query, args, row)
+}
+
+// Begin implements txn.Beginner.
+func (p *pool) Begin(ctx context.Context, o txn.Options) (txn.Conn, error) {
+	opts, err := options(o)
+	if err != nil {
+		return nil, err
+	}
+	c, err := p.Acquire(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("pgxtx: begin: %w", err)
+	}
+	tx, err := c.Conn().BeginTx(ctx, opts)
+	if err != nil {
+		c.Release()
+		return nil, fmt.Errorf("pgxtx: begin: %w", err)
+	}
+	return &conn{pooled: c, Conn: c.Conn(), tx: tx}, nil
+}
+
+func options(o txn.Options) (pgx.TxOptions, error) {
+	var opts pgx.TxOptions
+	if o.ReadOnly {
+		opts.AccessMode = pgx.ReadOnly
+	}
+	switch o.Isolation {
+	case sql.LevelDefault:
+	case sql.LevelReadUncommitted:
+		opts.IsoLevel = pgx.ReadUncommitted
+	case sql.LevelReadCommitted:
+		opts.IsoLevel = pgx.ReadCommitted
+	case sql.LevelRepeatableRead, sql.LevelSnapshot:
+		opts.IsoLevel = pgx.RepeatableRead
+	case sql.LevelSerializable:
+		opts.IsoLevel = pgx.Serializable
+	default:
+		return opts, fmt.Errorf("%w: isolation level %v", millrace.ErrUnsupported, o.Isolation)
+	}
+	return opts, nil
+}
+
+type queryer interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+func each(ctx context.Context, q queryer, query string, args []any, row func(txn.Scanner) error) error {
+	rows, err := q.Query(ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := row(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}

@@ -1,0 +1,226 @@
+package millrace_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	_ "github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	_ "github.com/jackc/pgx/v5/stdlib"
+	_ "github.com/lib/pq"
+	"github.com/stretchr/testify/require"
+	_ "modernc.org/sqlite"
+
+	"github.com/millrace-go/millrace"
+	"github.com/millrace-go/millrace/internal/testenv"
+	"github.com/millrace-go/millrace/internal/txn"
+	"github.com/millrace-go/millrace/pgxtx"
+)
+
+// handle is what the scenarios use of *millrace.Tx and of a guarded pgx.Tx alike.
+type handle interface {
+	Exec(ctx context.Context, query string) error
+	// Count runs a query of one number.
+	Count(ctx context.Context, query string) (int, error)
+}
+
+// env is one database through one driver.
+type env struct {
+	driver string
+	db     millrace.DB
+	begin  func(ctx context.Context, fn func(ctx context.Context, tx handle) error, opts ...millrace.TxOption) error
+	admin  *sql.DB // past millrace
+	inUse  func() int
+
+	mu     sync.Mutex
+	failed []millrace.HookError
+}
+
+// InTx is millrace.InTx without the type of the handle.
+func (e *env) InTx(ctx context.Context, fn func(ctx context.Context, tx handle) error, opts ...millrace.TxOption) error {
+	return e.begin(ctx, fn, opts...)
+}
+
+func (e *env) hookErrors() []millrace.HookError {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.failed
+}
+
+// notes lists what was committed.
+func (e *env) notes(t *testing.T) string {
+	rows, err := e.admin.QueryContext(t.Context(), "SELECT note FROM notes ORDER BY note")
+	require.NoError(t, err)
+	defer rows.Close()
+	var all []string
+	for rows.Next() {
+		var s string
+		require.NoError(t, rows.Scan(&s))
+		all = append(all, s)
+	}
+	require.NoError(t, rows.Err())
+	return strings.Join(all, " ")
+}
+
+func note(ctx context.Context, tx handle, s string) error {
+	return tx.Exec(ctx, "INSERT INTO notes (note) VALUES ('"+s+"')")
+}
+
+const schema = "CREATE TABLE notes (note VARCHAR(100) PRIMARY KEY)"
+
+// drivers are the ways to a database that InTx promises the same for.
+var drivers = []string{"pgx", "pgx-stdlib", "pq", "mysql", "sqlite"}
+
+func newEnv(t *testing.T, driver string, cfg millrace.Config) *env {
+	t.Helper()
+	switch driver {
+	case "pgx", "pgx-stdlib", "pq":
+		return envOf(t, driver, testenv.Postgres(t), cfg)
+	case "mysql":
+		return envOf(t, driver, testenv.MariaDB(t), cfg)
+	default:
+		return envOf(t, driver, testenv.SQLite(t), cfg)
+	}
+}
+
+// envOf opens dsn, which may lead through a proxy; admin then goes the same way.
+func envOf(t *testing.T, driver, dsn string, cfg millrace.Config) *env {
+	t.Helper()
+	e := &env{driver: driver}
+	report := cfg.OnHookError
+	cfg.OnHookError = func(h millrace.HookError) {
+		e.mu.Lock()
+		e.failed = append(e.failed, h)
+		e.mu.Unlock()
+		if report != nil {
+			report(h)
+		}
+	}
+	name := map[string]string{"pgx": "pgx", "pgx-stdlib": "pgx", "pq": "postgres", "mysql": "mysql", "sqlite": "sqlite"}[driver]
+	if driver == "sqlite" {
+		dsn = "file:" + dsn + "?_pragma=journal_mode(WAL)&_pragma=busy_timeout(2000)"
+	}
+	e.admin = open(t, name, dsn)
+	_, err := e.admin.ExecContext(t.Context(), schema)
+	require.NoError(t, err)
+	if driver == "pgx" {
+		pool, err := pgxpool.New(t.Context(), dsn)
+		require.NoError(t, err)
+		t.Cleanup(pool.Close)
+		db := pgxtx.Pool(pool, cfg)
+		e.db = db
+		e.inUse = func() int { return int(pool.Stat().AcquiredConns()) }
+		e.begin = func(ctx context.Context, fn func(context.Context, handle) error, opts ...millrace.TxOption) error {
+			return millrace.InTx(ctx, db, func(ctx context.Context, tx pgx.Tx) error { return fn(ctx, pgxHandle{tx}) }, opts...)
+		}
+		return e
+	}
+	pool := open(t, name, dsn)
+	db := millrace.SQL(pool, cfg)
+	e.db = db
+	e.inUse = func() int { return pool.Stats().InUse }
+	e.begin = func(ctx context.Context, fn func(context.Context, handle) error, opts ...millrace.TxOption) error {
+		return millrace.InTx(ctx, db, func(ctx context.Context, tx *millrace.Tx) error { return fn(ctx, sqlHandle{tx}) }, opts...)
+	}
+	return e
+}
+
+func open(t *testing.T, name, dsn string) *sql.DB {
+	db, err := sql.Open(name, dsn)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = db.Close() })
+	return db
+}
+
+type sqlHandle struct{ tx *millrace.Tx }
+
+func (h sqlHandle) Exec(ctx context.Context, query string) error {
+	_, err := h.tx.ExecContext(ctx, query)
+	return err
+}
+
+func (h sqlHandle) Count(ctx context.Context, query string) (n int, err error) {
+	return n, h.tx.QueryRowContext(ctx, query).Scan(&n)
+}
+
+type pgxHandle struct{ tx pgx.Tx }
+
+func (h pgxHandle) Exec(ctx context.Context, query string) error {
+	_, err := h.tx.Exec(ctx, query)
+	return err
+}
+
+func (h pgxHandle) Count(ctx context.Context, query string) (n int, err error) {
+	return n, h.tx.QueryRow(ctx, query).Scan(&n)
+}
+
+// buffer is a participant like the outbox: what is put in it is inserted by the flush.
+type buffer struct{ notes []string }
+
+func (b *buffer) Flush(context.Context) ([]txn.Statement, error) {
+	var stmts []txn.Statement
+	for _, s := range b.notes {
+		stmts = append(stmts, txn.Statement{SQL: "INSERT INTO notes (note) VALUES ('" + s + "')"})
+	}
+	b.notes = nil
+	return stmts, nil
+}
+
+var errNotBuffered = errors.New("no transaction to publish in")
+
+// publish does what an outbox does.
+func publish(ctx context.Context, db millrace.DB, s string) error {
+	t, ok := txn.From(ctx, db.TxnPool())
+	if !ok {
+		return errNotBuffered
+	}
+	v, err := t.Attach("buffer", func() any { return &buffer{} })
+	if err != nil {
+		return err
+	}
+	b := v.(*buffer)
+	b.notes = append(b.notes, s)
+	if t.Buffering() {
+		return nil
+	}
+	return t.FlushNow(ctx)
+}
+
+// journal writes down what ran, in order.
+type journal struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (j *journal) add(format string, args ...any) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.lines = append(j.lines, fmt.Sprintf(format, args...))
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return strings.Join(j.lines, ", ")
+}
+
+// hook returns a hook that writes s down.
+func (j *journal) hook(s string) func(context.Context) error {
+	return func(context.Context) error { j.add("%s", s); return nil }
+}
+
+// all registers a hook of each phase.
+func (j *journal) all(ctx context.Context, prefix string) error {
+	return errors.Join(
+		millrace.AfterCompletion(ctx, func(_ context.Context, o millrace.Outcome) error { j.add("%sdone:%v", prefix, o); return nil }),
+		millrace.AfterRollback(ctx, j.hook(prefix+"rolledback")),
+		millrace.AfterCommit(ctx, j.hook(prefix+"committed")),
+		millrace.BeforeCommit(ctx, j.hook(prefix+"before")),
+	)
+}

@@ -1,0 +1,216 @@
+package millrace
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/millrace-go/millrace/internal/dberr"
+	"github.com/millrace-go/millrace/internal/txn"
+)
+
+// sqlConn is one transaction of database/sql as the state machine sees it.
+type sqlConn struct {
+	dialect  txn.Dialect
+	readOnly bool
+	tx       *sql.Tx
+	cancel   context.CancelFunc // of the context that the *sql.Tx was begun with
+	leave    func()             // the SQLite gate
+	guarded  bool               // MySQL: the guard savepoint is set
+}
+
+// guard is the savepoint by which MySQL tells whether it has ended the transaction.
+const guard = "millrace_guard"
+
+// begin begins on a context that only we end: database/sql rolls back, in a goroutine of its own, when
+// that of BeginTx ends, and pgx uses it for COMMIT.
+func (c *sqlConn) begin(ctx context.Context, db *sql.DB, o txn.Options) error {
+	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	c.cancel = cancel
+	stop := context.AfterFunc(ctx, cancel)
+	opts := &sql.TxOptions{Isolation: o.Isolation, ReadOnly: o.ReadOnly}
+	if c.dialect == txn.SQLite {
+		if o.Isolation != sql.LevelDefault && o.Isolation != sql.LevelSerializable {
+			return fmt.Errorf("%w: SQLite is always serializable", ErrUnsupported)
+		}
+		opts.Isolation = sql.LevelDefault
+	}
+	tx, err := db.BeginTx(own, opts)
+	if err != nil {
+		return err
+	}
+	c.tx = tx
+	if c.dialect == txn.SQLite {
+		err = c.beginSQLite(ctx)
+	}
+	if err == nil && !stop() {
+		err = ctx.Err() // the cancel has hit the transaction as well
+	}
+	if err != nil {
+		_ = tx.Rollback() // the error of BEGIN says more
+		return err
+	}
+	return nil
+}
+
+// beginSQLite makes the transaction a writer from the start, whatever _txlock the DSN asks for: one
+// that begins by reading can fail at its first write. A read-only one is kept from writing.
+func (c *sqlConn) beginSQLite(ctx context.Context) error {
+	if c.readOnly {
+		_, err := c.tx.ExecContext(ctx, "PRAGMA query_only = ON")
+		return err
+	}
+	if _, err := c.tx.ExecContext(ctx, "ROLLBACK"); err != nil {
+		return err
+	}
+	return retryBusy(ctx, func() error {
+		_, err := c.tx.ExecContext(ctx, "BEGIN IMMEDIATE")
+		return err
+	})
+}
+
+// end gives back what the transaction held.
+func (c *sqlConn) end() {
+	if c.cancel != nil {
+		c.cancel()
+	}
+	if c.leave != nil {
+		c.leave()
+	}
+}
+
+func (c *sqlConn) Exec(ctx context.Context, query string, args ...any) (int64, error) {
+	return exec(ctx, c.tx, query, args)
+}
+
+func (c *sqlConn) Query(ctx context.Context, query string, args []any, row func(txn.Scanner) error) error {
+	return queryRows(ctx, c.tx, query, args, row)
+}
+
+// Watch implements txn.Conn: MySQL needs a savepoint that it can be asked about.
+func (c *sqlConn) Watch(ctx context.Context) error {
+	if c.dialect != txn.MySQL || c.guarded {
+		return nil
+	}
+	return c.setGuard(ctx)
+}
+
+func (c *sqlConn) setGuard(ctx context.Context) error {
+	_, err := c.tx.ExecContext(ctx, "SAVEPOINT "+guard)
+	c.guarded = err == nil
+	return err
+}
+
+// Savepointed keeps the guard the newest savepoint, because releasing one releases all after it.
+func (c *sqlConn) Savepointed(ctx context.Context) error {
+	if !c.guarded {
+		return nil
+	}
+	return c.setGuard(ctx)
+}
+
+// Inside implements txn.Conn. PostgreSQL ends no transaction by itself and refuses everything in a
+// failed one, so there only a COMMIT that went past us is in question.
+func (c *sqlConn) Inside(ctx context.Context) error {
+	var err error
+	switch c.dialect {
+	case txn.MySQL:
+		if _, err = c.tx.ExecContext(ctx, "RELEASE SAVEPOINT "+guard); err == nil {
+			c.guarded = false
+		} else if dberr.MySQL(err) == 1305 {
+			err = txn.Because(ErrTxAborted, errors.New("the server has ended the transaction"))
+		}
+	case txn.Postgres:
+		if _, err = c.tx.ExecContext(ctx, "SAVEPOINT "+guard); err == nil {
+			_, err = c.tx.ExecContext(ctx, "RELEASE SAVEPOINT "+guard)
+		} else if dberr.SQLState(err) == "25P01" {
+			err = txn.Because(ErrTxAborted, errors.New("the transaction was ended by a statement that went past InTx"))
+		}
+	case txn.SQLite:
+		if _, begun := c.tx.ExecContext(ctx, "BEGIN"); begun == nil {
+			_, _ = c.tx.ExecContext(ctx, "ROLLBACK")
+			err = txn.Because(ErrTxAborted, errors.New("SQLite has rolled the transaction back"))
+		}
+	}
+	return err
+}
+
+// Commit implements txn.Conn. COMMIT runs in a goroutine, because lib/pq and go-sql-driver wait for
+// its answer without limit; if we stop waiting, the connection goes with that goroutine.
+func (c *sqlConn) Commit(ctx context.Context, stmts []txn.Statement, timeout time.Duration) (txn.Outcome, error) {
+	err := txn.ExecAll(ctx, c, stmts)
+	if err == nil {
+		err = c.calm(ctx)
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		_ = c.Rollback(ctx) // what made it necessary says more
+		return txn.RolledBack, err
+	}
+	answer := make(chan error, 1)
+	go func() {
+		err := c.tx.Commit()
+		c.end()
+		answer <- err
+	}()
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case err = <-answer:
+	case <-timer.C:
+		c.cancel() // pgx heeds it
+		return txn.Unknown, fmt.Errorf("no answer within %v", timeout)
+	}
+	switch {
+	case err == nil:
+		return txn.Committed, nil
+	case dberr.NotCommitted(string(c.dialect), err) || refused(err):
+		return txn.RolledBack, fmt.Errorf("millrace: commit: %w", err)
+	}
+	return txn.Unknown, err
+}
+
+// calm undoes what a read-only SQLite transaction has set on its connection.
+func (c *sqlConn) calm(ctx context.Context) error {
+	if c.dialect != txn.SQLite || !c.readOnly {
+		return nil
+	}
+	_, err := c.tx.ExecContext(ctx, "PRAGMA query_only = OFF")
+	return err
+}
+
+// refused recognizes how the drivers say that COMMIT was answered ROLLBACK, in a transaction that had
+// failed: an error of their own each, without a type that can be named here.
+func refused(err error) bool {
+	switch err.Error() {
+	case "commit unexpectedly resulted in rollback", // pgx
+		"pq: Could not complete operation in a failed transaction",
+		"pq: could not complete operation in a failed transaction":
+		return true
+	}
+	return false
+}
+
+// Rollback implements txn.Conn.
+func (c *sqlConn) Rollback(ctx context.Context) error {
+	done := make(chan error, 1)
+	go func() {
+		if c.dialect == txn.SQLite {
+			_ = c.calm(context.WithoutCancel(ctx))
+		}
+		err := c.tx.Rollback()
+		c.end()
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		c.cancel()
+		return ctx.Err()
+	}
+}
