@@ -28,12 +28,16 @@ type handle interface {
 	Exec(ctx context.Context, query string) error
 	// Count runs a query of one number.
 	Count(ctx context.Context, query string) (int, error)
+	// Raw runs a statement on the driver's own transaction.
+	Raw(ctx context.Context, query string) error
 }
 
 // env is one database through one driver.
 type env struct {
 	driver string
+	dsn    string
 	db     millrace.DB
+	pool   *sql.DB // not for pgx
 	begin  func(ctx context.Context, fn func(ctx context.Context, tx handle) error, opts ...millrace.TxOption) error
 	admin  *sql.DB // past millrace
 	inUse  func() int
@@ -45,6 +49,14 @@ type env struct {
 // InTx is millrace.InTx without the type of the handle.
 func (e *env) InTx(ctx context.Context, fn func(ctx context.Context, tx handle) error, opts ...millrace.TxOption) error {
 	return e.begin(ctx, fn, opts...)
+}
+
+func (e *env) reset(t *testing.T) {
+	_, err := e.admin.ExecContext(t.Context(), "DELETE FROM notes")
+	require.NoError(t, err)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.failed = nil
 }
 
 func (e *env) hookErrors() []millrace.HookError {
@@ -89,10 +101,25 @@ func newEnv(t *testing.T, driver string, cfg millrace.Config) *env {
 	}
 }
 
-// envOf opens dsn, which may lead through a proxy; admin then goes the same way.
+// envOf makes the schema in the database of dsn.
 func envOf(t *testing.T, driver, dsn string, cfg millrace.Config) *env {
 	t.Helper()
-	e := &env{driver: driver}
+	if driver == "sqlite" {
+		dsn = "file:" + dsn + "?_pragma=journal_mode(WAL)&_pragma=busy_timeout(2000)"
+	}
+	e := dial(t, driver, dsn, cfg)
+	e.admin = open(t, driverNames[driver], dsn)
+	_, err := e.admin.ExecContext(t.Context(), schema)
+	require.NoError(t, err)
+	return e
+}
+
+var driverNames = map[string]string{"pgx": "pgx", "pgx-stdlib": "pgx", "pq": "postgres", "mysql": "mysql", "sqlite": "sqlite"}
+
+// dial makes the env of dsn, without an admin.
+func dial(t *testing.T, driver, dsn string, cfg millrace.Config) *env {
+	t.Helper()
+	e := &env{driver: driver, dsn: dsn}
 	report := cfg.OnHookError
 	cfg.OnHookError = func(h millrace.HookError) {
 		e.mu.Lock()
@@ -102,13 +129,6 @@ func envOf(t *testing.T, driver, dsn string, cfg millrace.Config) *env {
 			report(h)
 		}
 	}
-	name := map[string]string{"pgx": "pgx", "pgx-stdlib": "pgx", "pq": "postgres", "mysql": "mysql", "sqlite": "sqlite"}[driver]
-	if driver == "sqlite" {
-		dsn = "file:" + dsn + "?_pragma=journal_mode(WAL)&_pragma=busy_timeout(2000)"
-	}
-	e.admin = open(t, name, dsn)
-	_, err := e.admin.ExecContext(t.Context(), schema)
-	require.NoError(t, err)
 	if driver == "pgx" {
 		pool, err := pgxpool.New(t.Context(), dsn)
 		require.NoError(t, err)
@@ -121,19 +141,37 @@ func envOf(t *testing.T, driver, dsn string, cfg millrace.Config) *env {
 		}
 		return e
 	}
-	pool := open(t, name, dsn)
+	pool := open(t, driverNames[driver], dsn)
+	e.use(pool, cfg)
+	return e
+}
+
+// sqlEnv is an env of a *sql.DB.
+func sqlEnv(db *sql.DB) *env {
+	e := &env{admin: db}
+	e.use(db, millrace.Config{})
+	return e
+}
+
+func (e *env) use(pool *sql.DB, cfg millrace.Config) {
 	db := millrace.SQL(pool, cfg)
-	e.db = db
+	e.db, e.pool = db, pool
 	e.inUse = func() int { return pool.Stats().InUse }
 	e.begin = func(ctx context.Context, fn func(context.Context, handle) error, opts ...millrace.TxOption) error {
 		return millrace.InTx(ctx, db, func(ctx context.Context, tx *millrace.Tx) error { return fn(ctx, sqlHandle{tx}) }, opts...)
 	}
-	return e
+}
+
+func openDB(name, dsn string) *sql.DB {
+	db, err := sql.Open(name, dsn)
+	if err != nil {
+		panic(err)
+	}
+	return db
 }
 
 func open(t *testing.T, name, dsn string) *sql.DB {
-	db, err := sql.Open(name, dsn)
-	require.NoError(t, err)
+	db := openDB(name, dsn)
 	t.Cleanup(func() { _ = db.Close() })
 	return db
 }
@@ -149,6 +187,11 @@ func (h sqlHandle) Count(ctx context.Context, query string) (n int, err error) {
 	return n, h.tx.QueryRowContext(ctx, query).Scan(&n)
 }
 
+func (h sqlHandle) Raw(ctx context.Context, query string) error {
+	_, err := h.tx.Unwrap().ExecContext(ctx, query)
+	return err
+}
+
 type pgxHandle struct{ tx pgx.Tx }
 
 func (h pgxHandle) Exec(ctx context.Context, query string) error {
@@ -158,6 +201,11 @@ func (h pgxHandle) Exec(ctx context.Context, query string) error {
 
 func (h pgxHandle) Count(ctx context.Context, query string) (n int, err error) {
 	return n, h.tx.QueryRow(ctx, query).Scan(&n)
+}
+
+func (h pgxHandle) Raw(ctx context.Context, query string) error {
+	_, err := h.tx.Conn().Exec(ctx, query)
+	return err
 }
 
 // buffer is a participant like the outbox: what is put in it is inserted by the flush.

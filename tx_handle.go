@@ -23,8 +23,7 @@ type Tx struct {
 }
 
 type executor interface {
-	execer
-	queryer
+	ForeignTx
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 	PrepareContext(ctx context.Context, query string) (*sql.Stmt, error)
 }
@@ -33,7 +32,22 @@ func (tx *Tx) executor() executor {
 	if tx.t == nil {
 		return tx.db
 	}
-	return tx.t.Conn().(*sqlConn).tx
+	on := tx.t.Conn().(*sqlConn).on
+	if full, ok := on.(executor); ok {
+		return full
+	}
+	return partial{on}
+}
+
+// partial is a ForeignTx that only executes and queries.
+type partial struct{ ForeignTx }
+
+func (p partial) QueryRowContext(ctx context.Context, _ string, _ ...any) *sql.Row {
+	return failedRow(ctx, ErrUnsupported)
+}
+
+func (p partial) PrepareContext(context.Context, string) (*sql.Stmt, error) {
+	return nil, ErrUnsupported
 }
 
 func (tx *Tx) do(ctx context.Context, query string, hides bool, op func() error) error {
@@ -91,7 +105,35 @@ func (tx *Tx) PrepareContext(ctx context.Context, query string) (stmt *sql.Stmt,
 	return stmt, err
 }
 
-// Unwrap returns the driver's own transaction, for code that wants a *sql.Tx; nil where there is none.
+// Exec is ExecContext with the context of the transaction.
+func (tx *Tx) Exec(query string, args ...any) (sql.Result, error) {
+	return tx.ExecContext(tx.context(), query, args...)
+}
+
+// Query is QueryContext with the context of the transaction.
+func (tx *Tx) Query(query string, args ...any) (*sql.Rows, error) {
+	return tx.QueryContext(tx.context(), query, args...)
+}
+
+// QueryRow is QueryRowContext with the context of the transaction.
+func (tx *Tx) QueryRow(query string, args ...any) *sql.Row {
+	return tx.QueryRowContext(tx.context(), query, args...)
+}
+
+// Prepare is PrepareContext with the context of the transaction.
+func (tx *Tx) Prepare(query string) (*sql.Stmt, error) {
+	return tx.PrepareContext(tx.context(), query)
+}
+
+func (tx *Tx) context() context.Context {
+	if tx.t == nil {
+		return context.Background() // what database/sql does in its methods of these names
+	}
+	return tx.t.Context()
+}
+
+// Unwrap returns the driver's own transaction, for code that wants a *sql.Tx; nil where there is none, and
+// under Bind, where the caller has it.
 // From then on nothing is known of what runs there: messages published before are written now, later
 // ones at once instead of just before COMMIT, and Commit and Rollback remain InTx's.
 func (tx *Tx) Unwrap() *sql.Tx {
@@ -99,7 +141,9 @@ func (tx *Tx) Unwrap() *sql.Tx {
 		return nil
 	}
 	tx.t.Raw()
-	return tx.t.Conn().(*sqlConn).tx
+	c := tx.t.Conn().(*sqlConn)
+	c.raw = true
+	return c.tx
 }
 
 // failedRow is a *sql.Row whose Scan returns err: it cannot be made in another way.

@@ -16,13 +16,21 @@ type sqlConn struct {
 	dialect  txn.Dialect
 	readOnly bool
 	tx       *sql.Tx
+	on       ForeignTx          // tx, or a foreign transaction
 	cancel   context.CancelFunc // of the context that the *sql.Tx was begun with
 	leave    func()             // the SQLite gate
 	guarded  bool               // MySQL: the guard savepoint is set
+	raw      bool               // Unwrap gave tx away
 }
 
 // guard is the savepoint by which MySQL tells whether it has ended the transaction.
 const guard = "millrace_guard"
+
+// Numbers of MySQL errors.
+const (
+	unknownVariable = 1193
+	noSavepoint     = 1305
+)
 
 // begin begins on a context that only we end: database/sql rolls back, in a goroutine of its own, when
 // that of BeginTx ends, and pgx uses it for COMMIT.
@@ -41,7 +49,7 @@ func (c *sqlConn) begin(ctx context.Context, db *sql.DB, o txn.Options) error {
 	if err != nil {
 		return err
 	}
-	c.tx = tx
+	c.tx, c.on = tx, tx
 	if c.dialect == txn.SQLite {
 		err = c.beginSQLite(ctx)
 	}
@@ -59,14 +67,14 @@ func (c *sqlConn) begin(ctx context.Context, db *sql.DB, o txn.Options) error {
 // that begins by reading can fail at its first write. A read-only one is kept from writing.
 func (c *sqlConn) beginSQLite(ctx context.Context) error {
 	if c.readOnly {
-		_, err := c.tx.ExecContext(ctx, "PRAGMA query_only = ON")
+		_, err := c.on.ExecContext(ctx, "PRAGMA query_only = ON")
 		return err
 	}
-	if _, err := c.tx.ExecContext(ctx, "ROLLBACK"); err != nil {
+	if _, err := c.on.ExecContext(ctx, "ROLLBACK"); err != nil {
 		return err
 	}
 	return retryBusy(ctx, func() error {
-		_, err := c.tx.ExecContext(ctx, "BEGIN IMMEDIATE")
+		_, err := c.on.ExecContext(ctx, "BEGIN IMMEDIATE")
 		return err
 	})
 }
@@ -82,11 +90,11 @@ func (c *sqlConn) end() {
 }
 
 func (c *sqlConn) Exec(ctx context.Context, query string, args ...any) (int64, error) {
-	return exec(ctx, c.tx, query, args)
+	return exec(ctx, c.on, query, args)
 }
 
 func (c *sqlConn) Query(ctx context.Context, query string, args []any, row func(txn.Scanner) error) error {
-	return queryRows(ctx, c.tx, query, args, row)
+	return queryRows(ctx, c.on, query, args, row)
 }
 
 // Watch implements txn.Conn: MySQL needs a savepoint that it can be asked about.
@@ -98,7 +106,7 @@ func (c *sqlConn) Watch(ctx context.Context) error {
 }
 
 func (c *sqlConn) setGuard(ctx context.Context) error {
-	_, err := c.tx.ExecContext(ctx, "SAVEPOINT "+guard)
+	_, err := c.on.ExecContext(ctx, "SAVEPOINT "+guard)
 	c.guarded = err == nil
 	return err
 }
@@ -115,26 +123,42 @@ func (c *sqlConn) Savepointed(ctx context.Context) error {
 // failed one, so there only a COMMIT that went past us is in question.
 func (c *sqlConn) Inside(ctx context.Context) error {
 	var err error
+	outside := false
 	switch c.dialect {
 	case txn.MySQL:
-		if _, err = c.tx.ExecContext(ctx, "RELEASE SAVEPOINT "+guard); err == nil {
-			c.guarded = false
-		} else if dberr.MySQL(err) == 1305 {
-			err = txn.Because(ErrTxAborted, errors.New("the server has ended the transaction"))
-		}
+		outside, err = c.outsideMySQL(ctx)
 	case txn.Postgres:
-		if _, err = c.tx.ExecContext(ctx, "SAVEPOINT "+guard); err == nil {
-			_, err = c.tx.ExecContext(ctx, "RELEASE SAVEPOINT "+guard)
-		} else if dberr.SQLState(err) == "25P01" {
-			err = txn.Because(ErrTxAborted, errors.New("the transaction was ended by a statement that went past InTx"))
+		if _, err = c.on.ExecContext(ctx, "SAVEPOINT "+guard); err == nil {
+			_, err = c.on.ExecContext(ctx, "RELEASE SAVEPOINT "+guard)
 		}
+		outside = dberr.SQLState(err) == "25P01"
 	case txn.SQLite:
-		if _, begun := c.tx.ExecContext(ctx, "BEGIN"); begun == nil {
-			_, _ = c.tx.ExecContext(ctx, "ROLLBACK")
-			err = txn.Because(ErrTxAborted, errors.New("SQLite has rolled the transaction back"))
+		if _, begun := c.on.ExecContext(ctx, "BEGIN"); begun == nil {
+			_, _ = c.on.ExecContext(ctx, "ROLLBACK")
+			outside = true
+		} else if errors.Is(begun, sql.ErrTxDone) {
+			err = begun
 		}
 	}
+	if outside || errors.Is(err, sql.ErrTxDone) {
+		return txn.Because(ErrTxAborted, txn.ErrOutside)
+	}
 	return err
+}
+
+// outsideMySQL asks by releasing the guard. That would release savepoints as well which were set past
+// us, so after Unwrap a variable is asked where there is one (MariaDB).
+func (c *sqlConn) outsideMySQL(ctx context.Context) (bool, error) {
+	if c.raw {
+		var in bool
+		scan := func(row txn.Scanner) error { return row.Scan(&in) }
+		if err := c.Query(ctx, "SELECT @@in_transaction", nil, scan); dberr.MySQL(err) != unknownVariable {
+			return err == nil && !in, err
+		}
+	}
+	c.guarded = false
+	_, err := c.on.ExecContext(ctx, "RELEASE SAVEPOINT "+guard)
+	return dberr.MySQL(err) == noSavepoint, err
 }
 
 // Commit implements txn.Conn. COMMIT runs in a goroutine, because lib/pq and go-sql-driver wait for
@@ -179,7 +203,7 @@ func (c *sqlConn) calm(ctx context.Context) error {
 	if c.dialect != txn.SQLite || !c.readOnly {
 		return nil
 	}
-	_, err := c.tx.ExecContext(ctx, "PRAGMA query_only = OFF")
+	_, err := c.on.ExecContext(ctx, "PRAGMA query_only = OFF")
 	return err
 }
 

@@ -8,13 +8,13 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"github.com/millrace-go/millrace/dedup"
 	"github.com/millrace-go/millrace/dedup/deduptest"
+	"github.com/millrace-go/millrace/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 func TestMemoryKeepsTheRulesOfAStore(t *testing.T) {
 	t.Parallel()

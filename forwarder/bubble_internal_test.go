@@ -172,7 +172,7 @@ func start(t *testing.T, store *outboxtest.Memory, pub message.Publisher, cfg Co
 // until waits in bubble time.
 func until(t *testing.T, d time.Duration, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(d); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(d); ; time.Sleep(max(time.Millisecond, d/10_000)) {
 		synctest.Wait()
 		if cond() {
 			return

@@ -9,6 +9,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
+	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/outbox/outboxtest"
 )
 
@@ -70,7 +71,7 @@ func TestACommitIsSentWithinTheCoolDownWhateverTheLoopDoes(t *testing.T) {
 		for i := range 300 {
 			at := time.Now()
 			store.Insert(outboxtest.Entry{ID: fmt.Sprintf("k-%06d", i), Topic: "t", Key: "k"})
-			wake.ring(1 << outboxtest.LaneOf("k"))
+			wake.ring(1 << outbox.Lane("k"))
 			time.Sleep(time.Duration(i*37) * time.Microsecond)
 			until(t, 10*time.Millisecond, "sent", func() bool { return len(pub.ids()) == i+1 })
 			require.LessOrEqual(t, pub.got[i].at.Sub(at), 2*coolDown)
@@ -88,7 +89,7 @@ func TestTheFirstMessageOfANewTopicNeedsNoPoll(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		for i := range 5 {
 			store.Insert(outboxtest.Entry{ID: fmt.Sprint(i), Topic: fmt.Sprint("topic", i), Key: "k"})
-			wake.ring(1 << outboxtest.LaneOf("k"))
+			wake.ring(1 << outbox.Lane("k"))
 			time.Sleep(5 * time.Millisecond)
 			synctest.Wait()
 			require.Len(t, pub.ids(), i+1)
@@ -176,7 +177,7 @@ func TestPublishedMessagesCarryIdPayloadAndOrigin(t *testing.T) {
 		require.Equal(t, "a", got.UUID)
 		require.Equal(t, "body", string(got.Payload))
 		require.Equal(t, message.Metadata{"x": "y", "millrace_position": "1", "millrace_epoch": "1", "millrace_attempt": "1",
-			"millrace_lane": fmt.Sprint(outboxtest.LaneOf("k"))}, got.Metadata)
+			"millrace_lane": fmt.Sprint(outbox.Lane("k"))}, got.Metadata)
 		require.NoError(t, stop())
 	})
 }

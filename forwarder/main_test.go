@@ -1,9 +1,9 @@
-package forwarder
+package forwarder_test
 
 import (
 	"testing"
 
-	"go.uber.org/goleak"
+	"github.com/millrace-go/millrace/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.Main(m, testenv.Role("forwarder", forwarderProcess)) }

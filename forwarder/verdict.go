@@ -23,7 +23,7 @@ const (
 )
 
 // certain are reasons that lie in the message whatever the state of the broker.
-var certain = map[string]bool{"too_large": true, "encoding": true}
+var certain = map[string]bool{"too_large": true, "encoding": true, "invalid": true}
 
 // judge turns the answers to one call into verdicts and draws the destination's conclusions: how long it
 // is left alone, and whether refusals are still believed to be the messages' fault. Changed says that

@@ -43,6 +43,7 @@ func (c *claim) run(rec *delivery.Record, answer dedup.Answer, sentAt time.Time,
 		}
 		rec.AtEnd(func(o delivery.Outcome) { c.giveBack(outer, o == delivery.Poisoned) })
 	}()
+	rec.SetAttempts(answer.Attempts)
 	if answer.Attempts > c.cfg.MaxClaims {
 		c.tell(EventTooManyClaims, c)
 		return nil, hopeless(fmt.Errorf("%w (%d times)", ErrTooManyClaims, answer.Attempts-1), "too_many_claims")

@@ -29,6 +29,10 @@ var (
 	// ErrNoConsumer: no consumer name is configured and the message did not come through a router.
 	ErrNoConsumer = errors.New("middleware: no consumer name: set Consumer, or add the middleware to a Watermill router, whose handler names it uses")
 
+	// ErrSharedConsumer: two handlers of one topic use one configured consumer name, so that only one
+	// of them would see each message. Give each its own Idempotent, or leave Consumer empty.
+	ErrSharedConsumer = errors.New("middleware: two handlers of one topic share a consumer name: leave Consumer empty, or give each handler an Idempotent of its own")
+
 	// ErrNoMessageID: the message has no id to know it by. It is permanent, reason "no_message_id".
 	ErrNoMessageID = errors.New("middleware: the message has no id")
 

@@ -16,9 +16,10 @@ import (
 
 // guard is an Idempotent middleware: what its deliveries share.
 type guard struct {
-	store   dedup.Store
-	cfg     IdempotentConfig
-	breaker breaker
+	store    dedup.Store
+	cfg      IdempotentConfig
+	consumer consumer
+	breaker  breaker
 
 	checked  atomic.Bool
 	checking sync.Mutex

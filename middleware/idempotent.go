@@ -83,7 +83,7 @@ func Idempotent(store dedup.Store, cfg IdempotentConfig) (message.HandlerMiddlew
 	if err := errors.Join(checkStore(store), cfg.check()); err != nil {
 		return nil, err
 	}
-	g := &guard{store: store, cfg: cfg}
+	g := &guard{store: store, cfg: cfg, consumer: consumer{name: cfg.Consumer}}
 	return func(next message.HandlerFunc) message.HandlerFunc {
 		return func(msg *message.Message) ([]*message.Message, error) {
 			return delivery.Run(msg, func(rec *delivery.Record) ([]*message.Message, error) {
@@ -151,7 +151,7 @@ func orDefault(d *time.Duration, value time.Duration) {
 }
 
 func (g *guard) handle(msg *message.Message, rec *delivery.Record, next message.HandlerFunc) ([]*message.Message, error) {
-	key, err := g.key(msg)
+	key, err := g.consumer.key(msg)
 	if err != nil {
 		return nil, err
 	}
@@ -176,21 +176,6 @@ func (g *guard) handle(msg *message.Message, rec *delivery.Record, next message.
 		return out, err
 	}
 	return c.run(rec, answer, sentAt, next)
-}
-
-// key names the record of a message.
-func (g *guard) key(msg *message.Message) (dedup.Key, error) {
-	key := dedup.Key{Consumer: g.cfg.Consumer, MessageID: msg.UUID}
-	if key.Consumer == "" {
-		key.Consumer = message.HandlerNameFromCtx(msg.Context())
-	}
-	switch {
-	case key.Consumer == "":
-		return key, postponed(ErrNoConsumer, g.cfg.BusyWait)
-	case key.MessageID == "":
-		return key, hopeless(ErrNoMessageID, "no_message_id")
-	}
-	return key, nil
 }
 
 // digest is the fingerprint by which another message under a known id is told. Two runs of a handler

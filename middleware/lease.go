@@ -17,48 +17,47 @@ func (l *lease) lost() bool { return errors.Is(context.Cause(l.ctx), ErrLeaseLos
 
 // hold renews the claim, asked for at sentAt, three times per lease. The handler's context ends when
 // the store says that the claim is gone, and when the lease as seen from here is nearly over whatever
-// the store said: our clock may run a little slower than the store's, and an answer may be late.
+// the store says: our clock may run a little slower than the store's, and an answer may be late. That
+// is final: a handler that does not listen must not hold its successor off for ever.
 func (c *claim) hold(parent context.Context, sentAt time.Time) *lease {
 	ctx, cancel := context.WithCancelCause(parent)
+	lose := func() { cancel(ErrLeaseLost) }
 	life := c.cfg.Lease - c.cfg.Lease/10
-	expire := time.AfterFunc(time.Until(sentAt.Add(life)), func() { cancel(ErrLeaseLost) })
+	expire := time.AfterFunc(time.Until(sentAt.Add(life)), lose)
+	l := &lease{ctx: ctx}
 
 	// Detached: at shutdown the handler still runs, and its claim has to hold until it returns.
 	renewing, stopRenewing := context.WithCancel(context.WithoutCancel(parent))
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		c.keepRenewing(renewing, func(sentAt time.Time) { expire.Reset(time.Until(sentAt.Add(life))) }, func() { cancel(ErrLeaseLost) })
+		for wait := c.cfg.Lease / 3; ; {
+			sleep(renewing, wait)
+			if renewing.Err() != nil || l.lost() {
+				return
+			}
+			sentAt := time.Now()
+			held, err := c.renew(renewing)
+			switch {
+			case err != nil:
+				// A short outage must not end the work; a long one does, by the deadline above.
+				wait = c.cfg.Lease / 15
+				continue
+			case !held:
+				lose()
+				return
+			}
+			expire.Reset(time.Until(sentAt.Add(life)))
+			wait = c.cfg.Lease / 3
+		}
 	}()
-	return &lease{ctx: ctx, stop: func() {
+	l.stop = func() {
 		stopRenewing()
 		<-ended
 		expire.Stop()
 		cancel(nil)
-	}}
-}
-
-// keepRenewing runs until ctx ends or the store says that the claim is gone.
-func (c *claim) keepRenewing(ctx context.Context, renewed func(sentAt time.Time), gone func()) {
-	for wait := c.cfg.Lease / 3; ; {
-		sleep(ctx, wait)
-		if ctx.Err() != nil {
-			return
-		}
-		sentAt := time.Now()
-		held, err := c.renew(ctx)
-		switch {
-		case err != nil:
-			// A short outage must not end the work; the deadline above does if it is a long one.
-			wait = c.cfg.Lease / 15
-		case !held:
-			gone()
-			return
-		default:
-			renewed(sentAt)
-			wait = c.cfg.Lease / 3
-		}
 	}
+	return l
 }
 
 func (c *claim) renew(ctx context.Context) (bool, error) {

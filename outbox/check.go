@@ -131,8 +131,8 @@ func (d *sqlite) check(ctx context.Context) error {
 
 func (d *mysql) check(ctx context.Context) error {
 	return d.checkSettings(ctx, []setting{
-		{`SELECT CAST(@@autocommit AS CHAR)`, is("1"), "autocommit", "take autocommit=0 out of the DSN and the server's defaults"},
-		{`SELECT CAST(@@read_only AS CHAR)`, isNot("1"), "read_only", "connect the forwarder to the primary"},
+		{`SELECT CAST(@@autocommit + 0 AS CHAR)`, is("1"), "autocommit", "take autocommit=0 out of the DSN and the server's defaults"},
+		{`SELECT CAST(@@read_only + 0 AS CHAR)`, isNot("1"), "read_only", "connect the forwarder to the primary"},
 		{`SELECT CAST(@@auto_increment_increment AS CHAR)`, is("1"), "auto_increment_increment",
 			"set it to 1: positions from several primaries do not keep the order of keys"},
 	})

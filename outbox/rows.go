@@ -9,11 +9,6 @@ import (
 	"github.com/millrace-go/millrace/internal/txn"
 )
 
-// rowColumns are what scanRow reads, in the database's words for created_at as microseconds.
-func rowColumns(createdAt string) string {
-	return `o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.size, o.metadata, o.payload, ` + createdAt
-}
-
 // scanRow reads one row. One that cannot be decoded is returned with its Err set, so that it can be
 // set aside instead of stopping all behind it.
 func scanRow(row txn.Scanner, more ...any) (Row, error) {

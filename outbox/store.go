@@ -1,5 +1,10 @@
 package outbox
 
+// CHANGED: no signature. (1) A stop whose message is gone (settled, then crashed before Lift) is not
+// listed by Stops, holds nothing, and Promote frees what it held: two rules of outboxtest.Run, which
+// Memory does not keep yet. (2) Lane(key) is FNV-1a 64. (3) Hold, Lift, Refuse, Park of one lane are
+// not to be called at the same time; see the comment of Store.
+
 import (
 	"context"
 	"time"
@@ -16,7 +21,9 @@ const Lanes = 64
 //
 // Each method is one autocommit statement (or one short transaction where the database needs two), at
 // READ COMMITTED, that waits at most about one second for a lock. Times are the database's; durations
-// are sent, never points in time. All methods are safe for concurrent use.
+// are sent, never points in time. All methods are safe for concurrent use; but the holder of a lane
+// calls Refuse, Hold, Lift and Park for it one after the other, because what one of them sees of the
+// others while they run is not defined.
 type Store interface {
 	// Check says whether the outbox can be worked on, and if not, how to mend it. An error for which
 	// IsSetup reports false is an outage: try again.
@@ -47,9 +54,11 @@ type Store interface {
 	Read(ctx context.Context, q Read) ([]Row, error)
 	// Promote makes ready what has become due in the lanes of the grants still held: delayed messages,
 	// refused messages whose back-off is over, and held rows that no stop holds any more. Next is the
-	// time until the next one is due, 0 if there is none.
+	// time until the next one is due, 0 if there is none. One call makes a bounded number ready; if more
+	// are due, Next is short. A call that finds nothing to do writes nothing.
 	Promote(ctx context.Context, grants []Grant) (Promotion, error)
-	// Stops lists the stopped keys of the lanes.
+	// Stops lists the stopped keys of the lanes. A stop whose message is not in the outbox any more (a
+	// holder settled it and died before it lifted the stop) is none.
 	Stops(ctx context.Context, lanes []int) ([]Stop, error)
 
 	// Settle deletes the rows named by position and id whose lane is held with the grant's epoch. Rows

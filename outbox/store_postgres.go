@@ -16,6 +16,18 @@ import (
 // well; other waits end after a second.
 type postgres struct {
 	*sqlStore
+	size tableSize
+}
+
+// tag makes one statement into several, by the size of the table. Drivers keep statements prepared, and
+// the server keeps their plans: one that was made while the table was empty, and reads it from end to
+// end, would go on doing so when it holds a million rows.
+func (p *postgres) tag(ctx context.Context) string {
+	return p.size.tag(func() (pages int64, err error) {
+		query := rename(`SELECT pg_relation_size('millrace_outbox') / 8192`, p.prefix)
+		err = p.pool.Query(ctx, query, nil, func(row txn.Scanner) error { return row.Scan(&pages) })
+		return pages, err
+	})
 }
 
 var afterParam = regexp.MustCompile(`\{after (\$\d+)\}`)
@@ -33,10 +45,10 @@ const pgHeld = `l AS MATERIALIZED (
 
 // pgAllHeld locks the lanes of many grants: $1 lanes, $2 epochs.
 const pgAllHeld = `l AS MATERIALIZED (
-	SELECT l.lane FROM millrace_lanes l
-	JOIN unnest($1::text::int[], $2::text::bigint[]) AS g(lane, epoch) ON l.lane = g.lane AND l.epoch = g.epoch
+	SELECT m.lane FROM millrace_lanes m
+	JOIN unnest($1::text::int[], $2::text::bigint[]) AS g(lane, epoch) ON m.lane = g.lane AND m.epoch = g.epoch
 	WHERE (SELECT set_config('lock_timeout', '1s', true)) IS NOT NULL
-	ORDER BY l.lane FOR SHARE OF l)`
+	ORDER BY m.lane FOR SHARE OF m)`
 
 // A lane that was claimed by another while this statement ran has another epoch than in the snapshot,
 // and is left alone although its new owner may not be in the snapshot.
@@ -75,7 +87,6 @@ func (p *postgres) release(ctx context.Context, grants []Grant) error {
 	_, err := p.exec(ctx, "release", pgRelease, intArray(lanes), intArray(epochs))
 	return err
 }
-
 
 // What is in flight and which keys are busy is excluded here and not afterwards: the snapshot of an
 // answer may hold rows that were settled since. The exclusions are hashed subqueries, evaluated once.
@@ -142,4 +153,3 @@ func scanStops(query func(func(txn.Scanner) error) error) ([]Stop, error) {
 	})
 	return stops, err
 }
-

@@ -146,4 +146,3 @@ func (p *postgres) park(ctx context.Context, g Grant, f Refused) (bool, error) {
 	return p.counted(ctx, "park", pgPark,
 		g.Lane, g.Epoch, f.Pos, f.ID, f.Destination, f.Reason, f.Error, f.Attempt)
 }
-

@@ -33,6 +33,8 @@ type dialect interface {
 	// order, {now} is the database's time, {after $n} that time plus $n microseconds, {ready} the column
 	// as its index wants it asked.
 	translate(text string) string
+	// tag is appended to a statement about the outbox table.
+	tag(ctx context.Context) string
 
 	check(ctx context.Context) error
 	claim(ctx context.Context, replica string, n int) ([]Grant, error)
@@ -84,19 +86,21 @@ func (s *sqlStore) text(common string) string {
 
 // exec runs a statement in the common form.
 func (s *sqlStore) exec(ctx context.Context, what, common string, args ...any) (int64, error) {
-	if _, err := s.dialect(ctx); err != nil {
+	d, err := s.dialect(ctx)
+	if err != nil {
 		return 0, err
 	}
-	n, err := s.pool.Exec(ctx, s.text(common), args...)
+	n, err := s.pool.Exec(ctx, s.text(common)+d.tag(ctx), args...)
 	return n, s.wrap(what, err)
 }
 
 // query runs a query in the common form.
 func (s *sqlStore) query(ctx context.Context, what, common string, args []any, row func(txn.Scanner) error) error {
-	if _, err := s.dialect(ctx); err != nil {
+	d, err := s.dialect(ctx)
+	if err != nil {
 		return err
 	}
-	return s.wrap(what, s.pool.Query(ctx, s.text(common), args, row))
+	return s.wrap(what, s.pool.Query(ctx, s.text(common)+d.tag(ctx), args, row))
 }
 
 func (s *sqlStore) wrap(what string, err error) error {
@@ -157,14 +161,16 @@ func (s *sqlStore) Calm(ctx context.Context, g Grant) error {
 	return err
 }
 
+const topicsQuery = `WITH RECURSIVE t (topic) AS (
+	SELECT (SELECT o.topic FROM millrace_outbox o WHERE o.{ready} ORDER BY o.topic LIMIT 1)
+	UNION ALL
+	SELECT (SELECT o.topic FROM millrace_outbox o WHERE o.{ready} AND o.topic > t.topic ORDER BY o.topic LIMIT 1)
+	FROM t WHERE t.topic IS NOT NULL)
+SELECT topic FROM t WHERE topic IS NOT NULL`
+
 // Topics implements Store. They are found by hopping from one to the next in the index.
 func (s *sqlStore) Topics(ctx context.Context) (topics []string, err error) {
-	err = s.query(ctx, "topics", `WITH RECURSIVE t (topic) AS (
-		SELECT (SELECT o.topic FROM millrace_outbox o WHERE o.{ready} ORDER BY o.topic LIMIT 1)
-		UNION ALL
-		SELECT (SELECT o.topic FROM millrace_outbox o WHERE o.{ready} AND o.topic > t.topic ORDER BY o.topic LIMIT 1)
-		FROM t WHERE t.topic IS NOT NULL)
-	SELECT topic FROM t WHERE topic IS NOT NULL`, nil, func(row txn.Scanner) error {
+	err = s.query(ctx, "topics", topicsQuery, nil, func(row txn.Scanner) error {
 		var topic string
 		err := row.Scan(&topic)
 		topics = append(topics, topic)

@@ -40,10 +40,12 @@ const sqliteRead = `WITH c AS MATERIALIZED (
 s AS (
 	SELECT pos, row_number() OVER w AS n, sum(size) OVER w AS bytes, count(*) OVER () AS candidates
 	FROM c WINDOW w AS (ORDER BY pos))
-SELECT o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.size, o.metadata, o.payload, o.created_at, s.candidates
+SELECT ` + sqliteColumns + `, s.candidates
 FROM s JOIN millrace_outbox o ON o.pos = s.pos
 WHERE s.n = 1 OR s.bytes <= $7
 ORDER BY o.pos`
+
+const sqliteColumns = `o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.size, o.metadata, o.payload, o.created_at`
 
 func (d *sqlite) read(ctx context.Context, q Read) ([]Row, error) {
 	args := []any{jsonArray(q.Lanes), jsonArray(q.Topics), jsonArray(q.Exclude), jsonArray(q.BusyKeys), 0, q.MaxRows, q.MaxBytes}

@@ -22,6 +22,9 @@ type steps struct {
 	enter, leave string
 }
 
+// tag implements dialect: these databases plan each statement anew.
+func (s *steps) tag(context.Context) string { return "" }
+
 // atomic runs fn in a transaction.
 func (s *steps) atomic(ctx context.Context, fn func(q txn.Querier) error) error {
 	return txn.Atomic(ctx, s.pool, s.options, func(q txn.Querier) error {

@@ -47,7 +47,7 @@ func (c *conn) Inside(context.Context) error {
 	case status == 'E':
 		return because(millrace.ErrTxAborted, "a statement has failed")
 	case status != 'T':
-		return because(millrace.ErrTxAborted, "it was ended by a statement that went past InTx")
+		return txn.Because(millrace.ErrTxAborted, txn.ErrOutside)
 	}
 	return nil
 }

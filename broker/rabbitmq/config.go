@@ -64,7 +64,8 @@ type Config struct {
 	CloseTimeout time.Duration
 }
 
-const maxNackDoublings = 32
+// maxNackFactor bounds how long NackDelay can become.
+const maxNackFactor = 32
 
 func (c Config) withDefaults() (Config, error) {
 	custom := c.AMQP.Exchange.GenerateName != nil || c.AMQP.Queue.GenerateName != nil

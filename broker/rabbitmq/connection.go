@@ -22,21 +22,26 @@ type connection struct {
 
 	mu       sync.Mutex
 	blocked  chan struct{} // closed while the broker takes no messages
+	free     chan struct{} // closed while it does
 	declared map[string]bool
 
-	declaring sync.Mutex
+	declaring chan struct{} // holds one: a lock that can be waited for with a context
+	gone      chan struct{} // closed when the connection is
 }
 
 func newConnection(conn *amqp091.Connection, raw net.Conn, config Config, wg *sync.WaitGroup) *connection {
 	c := &connection{
 		Connection: conn, config: config, raw: raw, wg: wg,
-		blocked: make(chan struct{}), declared: map[string]bool{},
+		blocked: make(chan struct{}), free: make(chan struct{}), declared: map[string]bool{},
+		declaring: make(chan struct{}, 1), gone: make(chan struct{}),
 	}
+	close(c.free)
 	c.wg.Go(func() { c.watchBlocked(conn.NotifyBlocked(make(chan amqp091.Blocking, 8))) })
 	return c
 }
 
 func (c *connection) watchBlocked(states <-chan amqp091.Blocking) {
+	defer close(c.gone)
 	is := false
 	for state := range states {
 		if state.Active == is {
@@ -47,8 +52,10 @@ func (c *connection) watchBlocked(states <-chan amqp091.Blocking) {
 		if is {
 			c.config.Logger.Warn("rabbitmq: the broker blocks publishers", "broker", c.config.place(), "reason", state.Reason)
 			close(c.blocked)
+			c.free = make(chan struct{})
 		} else {
 			c.config.Logger.Info("rabbitmq: the broker takes messages again", "broker", c.config.place())
+			close(c.free)
 			c.blocked = make(chan struct{})
 		}
 		c.mu.Unlock()
@@ -60,6 +67,13 @@ func (c *connection) whenBlocked() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.blocked
+}
+
+// whenFree is closed while, or as soon as, the broker takes messages.
+func (c *connection) whenFree() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.free
 }
 
 // call runs something that waits for an answer of the broker. It returns when ctx ends, and leaves f
@@ -116,9 +130,14 @@ func (c *connection) channel(ctx context.Context, prepare func(*amqp091.Channel)
 	}
 }
 
-// discard closes a channel without waiting for it.
+// discard closes a channel without waiting for it. It does not ask while the broker is deaf: to give the
+// connection up for that, and make another, would send it the same messages again and again.
 func (c *connection) discard(ch *amqp091.Channel) {
 	c.wg.Go(func() {
+		select {
+		case <-c.whenFree():
+		case <-c.gone:
+		}
 		timer := time.AfterFunc(c.config.Timeout, c.kill)
 		defer timer.Stop()
 		_ = ch.Close()
@@ -130,12 +149,16 @@ func (c *connection) declareFor(ctx context.Context, topic string, params amqp.B
 	if c.config.SkipTopology {
 		return nil
 	}
-	c.declaring.Lock()
-	defer c.declaring.Unlock()
-	c.mu.Lock()
-	known := c.declared[topic]
-	c.mu.Unlock()
-	if known {
+	if c.knows(topic) {
+		return nil
+	}
+	select {
+	case c.declaring <- struct{}{}:
+		defer func() { <-c.declaring }()
+	case <-ctx.Done():
+		return fmt.Errorf("rabbitmq: declare: %w", context.Cause(ctx))
+	}
+	if c.knows(topic) {
 		return nil
 	}
 	builder := c.config.AMQP.TopologyBuilder
@@ -157,6 +180,12 @@ func (c *connection) declareFor(ctx context.Context, topic string, params amqp.B
 	return nil
 }
 
+func (c *connection) knows(topic string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.declared[topic]
+}
+
 // forget makes topologies be declared again: something of them was found missing.
 func (c *connection) forget() {
 	c.mu.Lock()
@@ -176,7 +205,15 @@ func (c *connection) onThrowaway(ctx context.Context, f func(*amqp091.Channel) e
 
 // shutdown says goodbye, or closes the connection without after Config.Timeout.
 func (c *connection) shutdown() {
-	_ = c.CloseDeadline(time.Now().Add(c.config.Timeout)) // what can go wrong is that it is closed already
+	select {
+	case <-c.whenBlocked():
+		c.kill() // nobody hears it
+	default:
+	}
+	// Not CloseDeadline: amqp091's own heartbeat may push that deadline out again.
+	timer := time.AfterFunc(c.config.Timeout, c.kill)
+	defer timer.Stop()
+	_ = c.Close() // what can go wrong is that it is closed already
 	_ = c.raw.Close()
 }
 

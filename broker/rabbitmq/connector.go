@@ -48,9 +48,15 @@ func newConnector(config Config, name string) *connector {
 	return c
 }
 
-// get returns the connection, or dials. After a failure it answers with the same error until the
-// back-off has passed, so that an outage costs callers nothing.
+// get returns the connection, or dials. It waits for Config.Timeout at most. After a failure it answers
+// with the same error until the back-off has passed, so that an outage costs callers nothing.
 func (c *connector) get(ctx context.Context) (*connection, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.config.Timeout, fmt.Errorf("no connection within %s", c.config.Timeout))
+	defer cancel()
+	return c.await(ctx)
+}
+
+func (c *connector) await(ctx context.Context) (*connection, error) {
 	for {
 		c.mu.Lock()
 		switch {
@@ -82,7 +88,7 @@ func (c *connector) get(ctx context.Context) (*connection, error) {
 // check connects, if need be twice to be sure of a refused login.
 func (c *connector) check(ctx context.Context) error {
 	for {
-		conn, err := c.get(ctx)
+		conn, err := c.await(ctx)
 		switch {
 		case err == nil:
 			return conn.onThrowaway(ctx, func(*amqp091.Channel) error { return nil })

@@ -223,13 +223,16 @@ func (b *batch) settle(c *chunk) {
 		b.giveUp(c.stream, err)
 		return
 	}
+	// stream.stopped is no help here: it knows of failures behind this chunk.
+	failed := make(map[string]bool)
 	for i, e := range c.entries {
 		err := c.failed[i]
 		switch {
-		case c.stream.stopped[e.group]:
+		case failed[e.group]:
 			b.set(e.index, errBehind)
 		case err != nil:
 			b.set(e.index, classify(err))
+			failed[e.group] = e.group != ""
 			c.stream.stopped[e.group] = e.group != ""
 		default:
 			b.set(e.index, nil)

@@ -46,13 +46,13 @@ type Config struct {
 	StartID string
 	// Concurrency is how many messages of a subscription are with handlers at a time. Up to ten times as
 	// many are held while they wait for their key or for another try. With 1 messages are handed
-	// out strictly one after the other, also when one fails. Default 16.
+	// out strictly one after the other, also when one fails. Default 10.
 	Concurrency int
 	// Block is how long one read waits for messages. It bounds how late Close is noticed, not how
 	// late a message is. Default 250 ms, at most 1 s; it must be below the client's ReadTimeout.
 	Block time.Duration
 	// NackDelay is how long a message that was nacked waits before it is handed out again; it doubles
-	// with each nack of the message, up to 32 times. Default 1 s.
+	// with each nack of the message, up to 32 times. Default 500 ms.
 	NackDelay time.Duration
 	// MaxIdle is how long a member must have been silent about an entry before another takes it over.
 	// A living one speaks three times as often. Default 30 s, at least 100 ms.
@@ -90,7 +90,7 @@ func (c Config) withDefaults() (Config, error) {
 		}
 	}
 	if c.Concurrency == 0 {
-		c.Concurrency = 16
+		c.Concurrency = 10
 	}
 	if limit := readTimeout(c.Client); c.Block == 0 && limit > 0 {
 		c.Block = min(defaultBlock, limit/2)
@@ -101,7 +101,7 @@ func (c Config) withDefaults() (Config, error) {
 	}{
 		{&c.Timeout, 10 * time.Second},
 		{&c.Block, defaultBlock},
-		{&c.NackDelay, time.Second},
+		{&c.NackDelay, 500 * time.Millisecond},
 		{&c.MaxIdle, 30 * time.Second},
 		{&c.ConsumerTimeout, 24 * time.Hour},
 		{&c.CloseTimeout, 10 * time.Second},
@@ -182,6 +182,9 @@ func (c Config) connect() (connection, error) {
 		return connection{}, errors.New("redisstreams: URL is not one that redis.ParseURL reads, such as redis://user:password@host:6379/0 (special characters percent-encoded)")
 	}
 	opts.ContextTimeoutEnabled = true
+	if opts.PoolSize == 0 {
+		opts.PoolSize = 100 // each subscription keeps one busy; they are opened when needed
+	}
 	opts.DialerRetries = 1 // whoever calls tries again, and says so in the log
 	return connection{UniversalClient: redis.NewClient(opts), own: true}, nil
 }

@@ -65,7 +65,7 @@ func classify(err error) error {
 		return &refusal{reason: "too_large", err: err}
 	case has("NOAUTH"), has("WRONGPASS"), has("ERR AUTH"), has("ERR invalid password"), has("ERR Client sent AUTH"):
 		return &setupError{remedy: "correct user and password of the Redis client", err: err}
-	case has("NOPERM"):
+	case has("NOPERM"), has("ERR The user executing the script"):
 		return &setupError{remedy: "grant the Redis user @stream, @scripting, @connection and info on the topics' keys", err: err}
 	case has("ERR DB index"), has("ERR invalid DB index"):
 		return &setupError{remedy: "correct the database number of the Redis client", err: err}

@@ -8,12 +8,16 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
 
 	"github.com/millrace-go/millrace/broker/redisstreams"
 	"github.com/millrace-go/millrace/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+func TestMain(m *testing.M) {
+	// The suite's TestReconnect leaves a goroutine that collects what was published.
+	testenv.Main(m, testenv.IgnoreLeak(goleak.IgnoreTopFunction("github.com/ThreeDotsLabs/watermill/pubsub/tests.TestReconnect.func2")))
+}
 
 // client is a plain client of the server at url.
 func client(t testing.TB, url string) *redis.Client {

@@ -217,6 +217,9 @@ func (s *subscription) take(entries []redis.XMessage) {
 			continue
 		}
 		msg := decode(s.cfg.Marshaler, s.group.topic, e.ID, e.Values)
+		if msg.Metadata.Get(meta.Reason) == reasonMalformed {
+			s.log.WarnContext(s.values, "redisstreams: an entry is not a message", "id", e.ID)
+		}
 		d := &delivery{id: e.ID, key: msg.Metadata.Get(meta.Key), msg: msg}
 		if s.cfg.Concurrency == 1 {
 			d.key = "all" // one after the other, also when one fails

@@ -1,10 +1,6 @@
 package redisstreams_test
 
 import (
-	"context"
-	"os"
-	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
@@ -18,18 +14,19 @@ import (
 // several members of a group (GuaranteedOrderWithSingleSubscriber says so), and that a new
 // subscriber of a group gets messages that the group has handled (without a group it does, and is tested).
 
+// TestReconnect is in a file of its own.
+
 func TestWatermillsSuite(t *testing.T) {
-	server := testenv.OwnRedis(t)
+	url := testenv.Redis(t)
 	tests.TestPubSub(t, tests.Features{
-		ConsumerGroups:        true,
-		Persistent:            true,
-		RestartServiceCommand: restarter(t, server),
+		ConsumerGroups: true,
+		Persistent:     true,
 		// The counts of the suite are for an idle machine with many cores; Full runs them.
 		ForceShort: !testenv.Full(),
 	},
-		func(t *testing.T) (message.Publisher, message.Subscriber) { return pubSub(t, server.URL, "group") },
+		func(t *testing.T) (message.Publisher, message.Subscriber) { return pubSub(t, url, "group") },
 		func(t *testing.T, group string) (message.Publisher, message.Subscriber) {
-			return pubSub(t, server.URL, group)
+			return pubSub(t, url, group)
 		},
 	)
 }
@@ -69,32 +66,4 @@ func TestWatermillsSuiteWithoutAGroup(t *testing.T) {
 			cfg.StartID = "0"
 			return publisher(t, cfg), subscriber(t, cfg)
 		})
-}
-
-// restarter returns a command that asks this process to restart the server, and waits for it: the suite
-// takes nothing but a command.
-func restarter(t *testing.T, server *testenv.Server) []string {
-	dir := t.TempDir()
-	ask, done := filepath.Join(dir, "ask"), filepath.Join(dir, "done")
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		tick := time.NewTicker(10 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-			case <-ctx.Done():
-				return
-			}
-			if os.Remove(ask) != nil {
-				continue
-			}
-			server.Restart()
-			_ = os.WriteFile(done, nil, 0o600)
-		}
-	})
-	t.Cleanup(func() { cancel(); wg.Wait() })
-	script := `touch "$1"; for i in $(seq 300); do rm "$2" 2>/dev/null && exit 0; sleep 0.1; done; exit 1`
-	return []string{"sh", "-c", script, "restart", ask, done}
 }

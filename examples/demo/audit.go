@@ -35,15 +35,14 @@ func openAudit(ctx context.Context, cfg config, p *progress, kills chan<- struct
 		topic: cfg.Topic, progress: p, kills: kills,
 		killAt: map[int]bool{}, seen: map[string]bool{}, last: map[string]int{},
 	}
-	// The kills are spread over the run. About a tenth of the orders is rolled back.
-	for i := range cfg.Kills {
-		a.killAt[(i+1)*cfg.Orders*8/10/(cfg.Kills+1)] = true
+	for i := range cfg.Kills { // spread over the run
+		a.killAt[max(1, (i+1)*cfg.Orders/(cfg.Kills+1))] = true
 	}
 	pub, err := newPublisher(cfg, log)
 	if err != nil {
 		return nil, err
 	}
-	sub, err := newSubscriber(cfg, "audit", 1, log)
+	sub, err := newSubscriber(cfg, "audit", log)
 	if err != nil {
 		return nil, errors.Join(err, pub.Close())
 	}

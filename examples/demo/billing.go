@@ -34,7 +34,7 @@ func runBilling(ctx context.Context, cfg config, log *slog.Logger) error {
 		return err
 	}
 	defer rdb.Close()
-	sub, err := newSubscriber(cfg, "billing", 8, log)
+	sub, err := newSubscriber(cfg, "billing", log)
 	if err != nil {
 		return err
 	}

@@ -19,14 +19,12 @@ func newPublisher(cfg config, log *slog.Logger) (message.Publisher, error) {
 	return redisstreams.NewPublisher(redisstreams.Config{URL: cfg.Broker, Logger: log})
 }
 
-// newSubscriber reads as a member of a consumer group, at most concurrency messages at a time.
-func newSubscriber(cfg config, group string, concurrency int, log *slog.Logger) (message.Subscriber, error) {
+// newSubscriber reads as a member of a consumer group. Messages of one customer come one after the other.
+func newSubscriber(cfg config, group string, log *slog.Logger) (message.Subscriber, error) {
 	if cfg.onRabbitMQ() {
-		return rabbitmq.NewSubscriber(rabbitmq.Config{URL: cfg.Broker, ConsumerGroup: group, Concurrency: concurrency, Logger: log})
+		return rabbitmq.NewSubscriber(rabbitmq.Config{URL: cfg.Broker, ConsumerGroup: group, Logger: log})
 	}
-	return redisstreams.NewSubscriber(redisstreams.Config{
-		URL: cfg.Broker, ConsumerGroup: group, Concurrency: concurrency, Logger: log,
-	})
+	return redisstreams.NewSubscriber(redisstreams.Config{URL: cfg.Broker, ConsumerGroup: group, Logger: log})
 }
 
 // reach asks a broker or Redis whether it is there.

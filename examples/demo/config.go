@@ -45,24 +45,28 @@ func parse(args []string, stderr io.Writer) (cfg config, real bool, err error) {
 	flags.StringVar(&cfg.DB, "db", os.Getenv("MILLRACE_DEMO_DB"), "`url` of the database: postgres://… (default SQLite in a temporary folder)")
 	flags.StringVar(&cfg.Broker, "broker", os.Getenv("MILLRACE_DEMO_BROKER"), "`url` of the broker: amqp://… or redis://… (default an in-process Redis)")
 	flags.StringVar(&cfg.Dedup, "dedup", os.Getenv("MILLRACE_DEMO_DEDUP"), "`url` of the Redis that remembers what was handled: redis://… (default that of the broker, or in process)")
-	flags.IntVar(&cfg.Orders, "orders", 0, "how many orders customers try to place (default 4000, with -real 10000)")
-	flags.IntVar(&cfg.Rate, "rate", 250, "orders a second, 0 = as fast as they go")
+	flags.IntVar(&cfg.Orders, "orders", 4000, "how many orders are placed; 10000 with -real")
+	flags.IntVar(&cfg.Rate, "rate", 250, "orders a second, 0 = as fast as they go; 0 with -real")
 	flags.IntVar(&cfg.Kills, "kills", 6, "how often the forwarder is killed")
 	flags.BoolVar(&real, "real", false, "run twice on the servers named by MILLRACE_TEST_POSTGRES_URL, MILLRACE_TEST_RABBITMQ_URL and MILLRACE_TEST_REDIS_URL")
 	if err := flags.Parse(args); err != nil {
 		return cfg, real, err
+	}
+	if real {
+		given := map[string]bool{}
+		flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
+		if !given["orders"] {
+			cfg.Orders = 10000
+		}
+		if !given["rate"] {
+			cfg.Rate = 0
+		}
 	}
 	if flags.NArg() > 0 {
 		return cfg, real, fmt.Errorf("unknown argument %q; see -h", flags.Arg(0))
 	}
 	if cfg.DB == "sqlite" {
 		cfg.DB = ""
-	}
-	if cfg.Orders == 0 {
-		cfg.Orders = 4000
-		if real {
-			cfg.Orders, cfg.Rate = 10000, 0
-		}
 	}
 	cfg.Lease = 500 * time.Millisecond
 	return cfg, real, cfg.check()
@@ -86,8 +90,8 @@ func (c config) check() error {
 	expect("-db", c.DB, "postgres", "postgresql")
 	expect("-broker", c.Broker, "amqp", "amqps", "redis", "rediss")
 	expect("-dedup", c.Dedup, "redis", "rediss")
-	if c.Orders < 0 || c.Rate < 0 || c.Kills < 0 {
-		wrong = append(wrong, errors.New("-orders, -rate and -kills are not negative"))
+	if c.Orders < 1 || c.Rate < 0 || c.Kills < 0 {
+		wrong = append(wrong, errors.New("-orders is at least 1, -rate and -kills are not negative"))
 	}
 	return errors.Join(wrong...)
 }
@@ -108,11 +112,11 @@ func (c config) path() string {
 	return db + " → forwarder → " + broker + " → billing ×2"
 }
 
-// oneLine is err without line breaks and without the URL that url.Parse repeats, password and all.
-func oneLine(err error) string {
+// withoutURL is err without the URL that a parser repeats, password and all.
+func withoutURL(err error) error {
 	var bad *url.Error
 	if errors.As(err, &bad) {
-		err = fmt.Errorf("not a URL: %w", bad.Err)
+		return fmt.Errorf("not a URL: %w", bad.Err)
 	}
-	return strings.Join(strings.Fields(err.Error()), " ")
+	return err
 }

@@ -15,9 +15,11 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/ThreeDotsLabs/watermill"
+	"github.com/redis/go-redis/v9/logging"
 )
 
 var errUnclean = errors.New("the books do not balance")
@@ -30,7 +32,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "\ndemo: stopped; nothing was counted")
 		os.Exit(130)
 	default:
-		fmt.Fprintln(os.Stderr, "demo:", oneLine(err))
+		fmt.Fprintln(os.Stderr, "demo:", strings.Join(strings.Fields(err.Error()), " ")) // one line
 		os.Exit(1)
 	}
 }
@@ -48,6 +50,7 @@ func dispatch(args []string) error {
 	if err != nil {
 		return err
 	}
+	logging.Disable() // go-redis would write into the picture; its errors reach us anyway
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the demo at once
@@ -74,44 +77,59 @@ func runReal(ctx context.Context, cfg config) error {
 
 // runOnce is one demo from the empty stage to the verdict.
 func runOnce(ctx context.Context, cfg config) (err error) {
-	cfg.Run = "millrace_demo_" + watermill.NewShortUUID()[:8]
+	cfg.Run = "millrace_demo_" + strings.ToLower(watermill.NewShortUUID()[:8])
 	cfg.Topic = cfg.Run + ".orders_placed"
-	folder, err := workFolder()
-	if err != nil {
-		return err
-	}
-	log, err := os.Create(filepath.Join(folder, "demo.log"))
+	folder, err := os.MkdirTemp("", "millrace-demo-")
 	if err != nil {
 		return err
 	}
 	var s stage
+	keep := false
 	defer func() {
-		err = errors.Join(err, s.tearDown(ctx), log.Close())
-		if err == nil || errors.Is(err, context.Canceled) {
+		if undone := s.tearDown(ctx); undone != nil {
+			err = errors.Join(err, fmt.Errorf("cleaning up: %w", undone))
+		}
+		if !keep {
 			_ = os.RemoveAll(folder)
 		}
 	}()
 	if err := s.build(ctx, &cfg, folder); err != nil {
 		return err
 	}
-	var p progress
-	screen := newView(os.Stdout, cfg)
-	closeScreen := screen.open(&p)
-	err = perform(ctx, cfg, &s, &p, log)
-	closeScreen()
+	r, err := play(ctx, cfg, &s)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+	if err == nil && !r.clean() {
+		err = errUnclean
+	}
 	if err != nil {
-		return fmt.Errorf("%w (the processes' log is %s)", err, log.Name())
+		keep = true
+		return fmt.Errorf("%w (look into %s)", err, folder)
+	}
+	return nil
+}
+
+// play runs the services, shows how they do, and counts.
+func play(ctx context.Context, cfg config, s *stage) (result, error) {
+	log, err := os.Create(filepath.Join(s.folder, "demo.log"))
+	if err != nil {
+		return result{}, err
+	}
+	defer log.Close()
+
+	var p progress
+	screen := newView(os.Stdout, cfg)
+	closeScreen := screen.open(&p)
+	err = perform(ctx, cfg, s, &p, log)
+	closeScreen()
+	if err != nil || ctx.Err() != nil {
+		return result{}, err
 	}
 	r, err := reconcile(ctx, s.shop, s.billing, p.snapshot())
 	if err != nil {
-		return err
+		return r, err
 	}
 	r.print(os.Stdout, screen.paint)
-	if !r.clean() {
-		return fmt.Errorf("%w (data and log are in %s)", errUnclean, folder)
-	}
-	return nil
+	return r, nil
 }

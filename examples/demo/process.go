@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strings"
 	"sync"
 	"time"
 )
@@ -53,31 +55,33 @@ func startChild(role string, cfg config, log io.Writer, onLine func([]byte)) (*c
 	if err := c.cmd.Start(); err != nil {
 		return nil, err
 	}
+	fmt.Fprintf(log, "%s: started as process %d\n", cfg.Name, c.cmd.Process.Pid)
+	go c.listen(cfg.Name, out, errs, log, onLine)
 	if err := json.NewEncoder(in).Encode(cfg); err != nil {
 		c.kill()
-		return nil, fmt.Errorf("%s: %w", cfg.Name, err)
+		return nil, cmp.Or(c.err, err)
 	}
-	fmt.Fprintf(log, "%s: started as process %d\n", cfg.Name, c.cmd.Process.Pid)
-
-	go func() {
-		defer close(c.ended)
-		var lastWords string
-		var reading sync.WaitGroup
-		reading.Go(func() {
-			for lines := bufio.NewScanner(errs); lines.Scan(); {
-				lastWords = lines.Text()
-				fmt.Fprintf(log, "%s: %s\n", cfg.Name, lastWords)
-			}
-		})
-		for lines := bufio.NewScanner(out); lines.Scan(); {
-			onLine(lines.Bytes())
-		}
-		reading.Wait() // Wait closes the pipes
-		if err := c.cmd.Wait(); err != nil {
-			c.err = fmt.Errorf("%s ended: %w: %s", cfg.Name, err, lastWords)
-		}
-	}()
 	return c, nil
+}
+
+// listen reads what the child has to say, until it ends.
+func (c *child) listen(name string, out, errs io.Reader, log io.Writer, onLine func([]byte)) {
+	defer close(c.ended)
+	var lastWords string
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		for lines := bufio.NewScanner(errs); lines.Scan(); {
+			lastWords = lines.Text()
+			fmt.Fprintf(log, "%s: %s\n", name, lastWords)
+		}
+	})
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		onLine(lines.Bytes())
+	}
+	reading.Wait() // Wait closes the pipes
+	if err := c.cmd.Wait(); err != nil {
+		c.err = fmt.Errorf("%s ended: %w: %s", name, err, strings.TrimPrefix(lastWords, "demo: "))
+	}
 }
 
 // kill is kill -9: the child learns nothing of it.

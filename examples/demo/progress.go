@@ -45,7 +45,6 @@ func (p *progress) snapshot() snapshot {
 	return p.now
 }
 
-func (s snapshot) placed() int  { return s.Committed + s.RolledBack }
 func (s snapshot) billed() int  { return s.Workers[0].Billed + s.Workers[1].Billed }
 func (s snapshot) dropped() int { return s.Workers[0].Dropped + s.Workers[1].Dropped }
 func (s snapshot) lag() int     { return max(0, s.Committed-s.billed()) }

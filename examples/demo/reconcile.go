@@ -98,7 +98,7 @@ func (r result) print(out io.Writer, p painter) {
 
 	fmt.Fprintf(out, "\n%s\n", rule)
 	row(" ", "orders rolled back", r.RolledBack, "after they were published")
-	row(" ", "forwarder killed (kill -9)", r.Kills, "while it was publishing")
+	row(" ", "forwarder killed (kill -9)", r.Kills, "in the middle of its work")
 	row(" ", "messages that came again", r.Copies, fmt.Sprintf("%s sent twice on purpose, %s after a kill", thousands(r.Injected), thousands(r.Copies-r.Injected)))
 	row(" ", "duplicates dropped", r.dropped(), "by middleware.Idempotent, in two processes")
 	fmt.Fprintln(out, rule)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -44,7 +43,7 @@ func (s *stage) build(ctx context.Context, cfg *config, folder string) error {
 		return err
 	}
 	if err := s.databases(ctx, cfg); err != nil {
-		return fmt.Errorf("the database: %w", err)
+		return fmt.Errorf("the database: %w", withoutURL(err))
 	}
 	s.undo = append(s.undo, func(ctx context.Context) error { return removeTopic(ctx, *cfg) })
 	return nil
@@ -56,13 +55,10 @@ func (s *stage) servers(ctx context.Context, cfg *config) error {
 		cfg.Dedup = cfg.Broker
 	}
 	if cfg.Broker == "" || cfg.Dedup == "" {
-		m := miniredis.NewMiniRedis()
-		if err := m.Start(); err != nil {
+		own, err := s.inProcessRedis()
+		if err != nil {
 			return fmt.Errorf("the in-process Redis: %w", err)
 		}
-		m.ClockTTL(true) // its clock goes: leases end and records expire
-		s.undo = append(s.undo, func(context.Context) error { m.Close(); return nil })
-		own := "redis://" + m.Addr()
 		if cfg.Broker == "" {
 			cfg.Broker = own
 		}
@@ -71,12 +67,41 @@ func (s *stage) servers(ctx context.Context, cfg *config) error {
 		}
 	}
 	if err := reach(ctx, cfg.Broker); err != nil {
-		return fmt.Errorf("the broker: %w", err)
+		return fmt.Errorf("the broker: %w", withoutURL(err))
 	}
 	if err := reach(ctx, cfg.Dedup); err != nil {
-		return fmt.Errorf("the Redis of -dedup: %w", err)
+		return fmt.Errorf("the Redis of -dedup: %w", withoutURL(err))
 	}
 	return nil
+}
+
+// inProcessRedis starts a Redis in this process and returns its address.
+func (s *stage) inProcessRedis() (string, error) {
+	m := miniredis.NewMiniRedis()
+	if err := m.Start(); err != nil {
+		return "", err
+	}
+	// In miniredis time stands still for what expires, unless somebody moves it on.
+	const step = 100 * time.Millisecond
+	clock := time.NewTicker(step)
+	stop := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-clock.C:
+				m.FastForward(step)
+			case <-stop:
+				return
+			}
+		}
+	}()
+	s.undo = append(s.undo, func(context.Context) error {
+		clock.Stop()
+		close(stop)
+		m.Close()
+		return nil
+	})
+	return "redis://" + m.Addr(), nil
 }
 
 func (s *stage) databases(ctx context.Context, cfg *config) error {
@@ -174,6 +199,3 @@ func openRedis(address string) (*redis.Client, error) {
 	opts.ContextTimeoutEnabled = true
 	return redis.NewClient(opts), nil
 }
-
-// workFolder makes the folder for the log and, with SQLite, the data.
-func workFolder() (string, error) { return os.MkdirTemp("", "millrace-demo-") }

@@ -71,28 +71,18 @@ func (s *shop) place(ctx context.Context, order OrderPlaced, changedMind bool) e
 	})
 }
 
-// open lets customers place orders until there were as many as the configuration says.
+// open serves customers until as many orders are placed as the configuration says.
 func (s *shop) open(ctx context.Context, cfg config, p *progress) error {
-	tickets := make(chan struct{})
+	line := make(chan struct{})
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		defer close(tickets)
-		return arrivals(ctx, cfg.Orders, cfg.Rate, tickets)
+		defer close(line)
+		return arrivals(ctx, cfg.Orders, cfg.Rate, line)
 	})
 	for range tills {
 		g.Go(func() error {
-			for range tickets {
-				order := OrderPlaced{
-					ID:       watermill.NewUUID(),
-					Customer: customer(rand.IntN(customers)),
-					Amount:   100 + rand.IntN(9900),
-				}
-				switch err := s.place(ctx, order, rand.IntN(10) == 0); {
-				case err == nil:
-					p.update(func(s *snapshot) { s.Committed++ })
-				case errors.Is(err, errChangedMind):
-					p.update(func(s *snapshot) { s.RolledBack++ })
-				default:
+			for range line {
+				if err := s.serve(ctx, p); err != nil {
 					return fmt.Errorf("an order could not be placed: %w", err)
 				}
 			}
@@ -102,20 +92,40 @@ func (s *shop) open(ctx context.Context, cfg config, p *progress) error {
 	return g.Wait()
 }
 
-// arrivals hands out one ticket an order, at most rate a second.
-func arrivals(ctx context.Context, orders, rate int, tickets chan<- struct{}) error {
+// serve takes one order from a customer, who may change their mind before.
+func (s *shop) serve(ctx context.Context, p *progress) error {
+	for {
+		order := OrderPlaced{
+			ID:       watermill.NewUUID(),
+			Customer: customer(rand.IntN(customers)),
+			Amount:   100 + rand.IntN(9900),
+		}
+		switch err := s.place(ctx, order, rand.IntN(10) == 0); {
+		case err == nil:
+			p.update(func(s *snapshot) { s.Committed++ })
+			return nil
+		case errors.Is(err, errChangedMind):
+			p.update(func(s *snapshot) { s.RolledBack++ })
+		default:
+			return err
+		}
+	}
+}
+
+// arrivals sends one customer an order, in rushes: each second's share in the first third of it.
+func arrivals(ctx context.Context, orders, rate int, line chan<- struct{}) error {
 	start := time.Now()
 	for i := range orders {
 		if rate > 0 {
-			due := start.Add(time.Duration(i) * time.Second / time.Duration(rate))
+			second, rush := time.Duration(i/rate)*time.Second, time.Duration(i%rate)*time.Second/time.Duration(3*rate)
 			select {
-			case <-time.After(time.Until(due)):
+			case <-time.After(time.Until(start.Add(second + rush))):
 			case <-ctx.Done():
 				return ctx.Err()
 			}
 		}
 		select {
-		case tickets <- struct{}{}:
+		case line <- struct{}{}:
 		case <-ctx.Done():
 			return ctx.Err()
 		}

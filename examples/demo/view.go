@@ -10,9 +10,9 @@ import (
 )
 
 const (
-	barWidth   = 40
-	frameEvery = 100 * time.Millisecond
-	lineEvery  = time.Second
+	barWidth      = 40
+	frame         = 100 * time.Millisecond
+	framesPerLine = 10 // where there is no terminal
 )
 
 // view shows a run while it goes on: on a terminal a picture redrawn in place, elsewhere a plain line each second.
@@ -24,9 +24,10 @@ type view struct {
 	path     string
 	start    time.Time
 
-	drawn int // lines of the picture on the screen
-	frame int
-	lag   history
+	drawn  int // lines of the picture on the screen
+	frames int
+	lag    history
+	peak   int // the highest lag since the last line
 }
 
 func newView(out *os.File, cfg config) *view {
@@ -40,9 +41,7 @@ func newView(out *os.File, cfg config) *view {
 
 // open shows p until the function that it returns is called; that shows the end and leaves the terminal as it was.
 func (v *view) open(p *progress) (closeView func()) {
-	every, show := lineEvery, v.line
 	if v.terminal {
-		every, show = frameEvery, v.picture
 		fmt.Fprint(v.out, "\x1b[?25l\x1b[?7l") // no cursor, no wrapped lines
 	} else {
 		fmt.Fprintln(v.out, v.path)
@@ -51,14 +50,14 @@ func (v *view) open(p *progress) (closeView func()) {
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)
-		tick := time.NewTicker(every)
+		tick := time.NewTicker(frame)
 		defer tick.Stop()
 		for {
 			select {
 			case <-tick.C:
-				show(p.snapshot())
+				v.show(p.snapshot(), false)
 			case <-ctx.Done():
-				show(p.snapshot())
+				v.show(p.snapshot(), true)
 				return
 			}
 		}
@@ -72,24 +71,29 @@ func (v *view) open(p *progress) (closeView func()) {
 	}
 }
 
+func (v *view) show(s snapshot, last bool) {
+	v.lag.add(s)
+	v.peak = max(v.peak, s.lag())
+	v.frames++
+	switch {
+	case v.terminal:
+		v.picture(s)
+	case v.frames%framesPerLine == 0 || last:
+		v.line(s)
+	}
+}
+
 // line is one plain line.
 func (v *view) line(s snapshot) {
-	fmt.Fprintf(v.out, "%4.0fs  committed %s  rolled back %s  forwarded %s  billed %s  duplicates dropped %s  lag %s  forwarder killed %d×\n",
+	fmt.Fprintf(v.out, "%4.0fs  committed %s  rolled back %s  forwarded %s  billed %s  duplicates dropped %s  lag up to %s  forwarder killed %d×\n",
 		time.Since(v.start).Seconds(), thousands(s.Committed), thousands(s.RolledBack), thousands(s.Forwarded),
-		thousands(s.billed()), thousands(s.dropped()), thousands(s.lag()), s.Kills)
+		thousands(s.billed()), thousands(s.dropped()), thousands(v.peak), s.Kills)
+	v.peak = 0
 }
 
 // picture redraws the whole frame over the last one.
 func (v *view) picture(s snapshot) {
 	p := v.paint
-	v.frame++
-	v.lag.add(s)
-
-	// Bars end together: how many orders will be committed is estimated from the share so far.
-	expected := v.orders
-	if s.placed() > 0 {
-		expected = max(1, v.orders*s.Committed/s.placed())
-	}
 	wheel := string([]rune("◐◓◑◒")[s.billed()/8%4]) // turns as long as messages flow
 	killed := ""
 	if s.Kills > 0 {
@@ -102,9 +106,9 @@ func (v *view) picture(s snapshot) {
 		"",
 		fmt.Sprintf("  %s  %-58s %s", p.cyan(wheel+" millrace"), p.dim(v.path), time.Since(v.start).Truncate(time.Second)),
 		"",
-		fmt.Sprintf("  orders     %s %7s  %s", p.bar(v.orders, s.Committed, s.RolledBack), thousands(s.Committed), p.dim(thousands(s.RolledBack)+" rolled back")),
-		fmt.Sprintf("  forwarded  %s %7s  %s", p.bar(expected, s.Forwarded, 0), thousands(s.Forwarded), killed),
-		fmt.Sprintf("  billed     %s %7s  %s", p.bar(expected, s.billed(), 0), thousands(s.billed()), p.dim(thousands(s.dropped())+" duplicates dropped")),
+		fmt.Sprintf("  orders     %s %7s  %s", p.bar(s.Committed, v.orders), thousands(s.Committed), p.dim(thousands(s.RolledBack)+" rolled back")),
+		fmt.Sprintf("  forwarded  %s %7s  %s", p.bar(s.Forwarded, v.orders), thousands(s.Forwarded), killed),
+		fmt.Sprintf("  billed     %s %7s  %s", p.bar(s.billed(), v.orders), thousands(s.billed()), p.dim(thousands(s.dropped())+" duplicates dropped")),
 		fmt.Sprintf("  lag        %s %7s  %s", v.lag.draw(p), thousands(s.lag()), p.dim("not billed yet")),
 		"",
 	}
@@ -176,12 +180,9 @@ func (p painter) cyan(s string) string  { return p.code("36", s) }
 func (p painter) dim(s string) string   { return p.code("2", s) }
 func (p painter) bold(s string) string  { return p.code("1", s) }
 
-// bar draws done of total, and behind it the share that was undone.
-func (p painter) bar(total, done, undone int) string {
-	cells := func(n int) int { return min(barWidth, n*barWidth/max(1, total)) }
-	full := cells(done)
-	gone := cells(done+undone) - full
-	return p.green(strings.Repeat("█", full)) + p.red(strings.Repeat("▒", gone)) + p.dim(strings.Repeat("░", barWidth-full-gone))
+func (p painter) bar(done, total int) string {
+	full := min(barWidth, done*barWidth/total)
+	return p.green(strings.Repeat("█", full)) + p.dim(strings.Repeat("░", barWidth-full))
 }
 
 // thousands writes 1234567 as 1,234,567.

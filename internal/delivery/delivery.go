@@ -39,11 +39,12 @@ var ErrSwallowed = errors.New("middleware: an inner middleware dropped an error 
 type Record struct {
 	id, handler string
 
-	mu      sync.Mutex
-	outcome Outcome
-	owner   string
-	atEnd   []func(Outcome)
-	ended   bool
+	mu       sync.Mutex
+	outcome  Outcome
+	owner    string
+	attempts int
+	atEnd    []func(Outcome)
+	ended    bool
 }
 
 type recordKey struct{}
@@ -89,6 +90,20 @@ func (r *Record) Outcome() Outcome {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.outcome
+}
+
+// SetAttempts says how often handling was begun.
+func (r *Record) SetAttempts(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.attempts = n
+}
+
+// Attempts is how often handling was begun, or 0 if nobody counted.
+func (r *Record) Attempts() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.attempts
 }
 
 // Judge is called by each middleware with the error that came from within. It records the outcome if

@@ -26,7 +26,13 @@ func TestMain(m *testing.M) {
 	testenv.Main(m,
 		testenv.Role("server", startServers),
 		testenv.Role("fault", func() { fault.Point("there"); fmt.Println("survived") }),
+		testenv.Role("fault twice", func() { fault.Point("there"); fmt.Println("survived"); fault.Point("there") }),
 		testenv.Role("wait", func() { fmt.Println("waiting"); select {} }),
+		testenv.Role("parent", func() {
+			child := testenv.Child(noTest{}, "wait")
+			child.Stdout = os.Stdout
+			fmt.Fprint(os.Stderr, child.Run())
+		}),
 	)
 }
 
@@ -51,7 +57,7 @@ func openMySQL(t *testing.T, dsn string) *sql.DB {
 func openRedis(t *testing.T, url string) *redis.Client {
 	opts, err := redis.ParseURL(url)
 	require.NoError(t, err)
-	opts.MaxRetries = -1
+	opts.MaxRetries, opts.DialerRetries = -1, 1
 	client := redis.NewClient(opts)
 	t.Cleanup(func() { require.NoError(t, client.Close()) })
 	return client
@@ -165,6 +171,40 @@ func TestAChildArmedByTheEnvironmentDiesAtItsPoint(t *testing.T) {
 	require.Equal(t, "survived\n", string(out))
 }
 
+func TestAPointArmedInAWayThatCannotBeReadIsNotPassedInSilence(t *testing.T) {
+	for _, value := range []string{"there", "there:1", "there:0:kill", "there:x:kill", "there:1:stop", ":1:kill"} {
+		child := testenv.Child(t, "fault", fault.Variable+"="+value)
+		var words strings.Builder
+		child.Stderr = &words
+		require.Error(t, child.Run(), value)
+		require.Contains(t, words.String(), fault.Variable, value)
+	}
+}
+
+func TestAChildArmedToPanicPanicsAtItsSecondHit(t *testing.T) {
+	child := testenv.Child(t, "fault twice", fault.Variable+"=other:1:kill,there:2:panic")
+	var words strings.Builder
+	child.Stderr = &words
+	out, err := child.Output()
+	require.Error(t, err)
+	require.Equal(t, "survived\n", string(out))
+	require.Contains(t, words.String(), "panic: fault: there")
+}
+
+func TestAChildDiesWithItsParent(t *testing.T) {
+	parent := testenv.Child(t, "parent")
+	out, err := parent.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, parent.Start())
+	lines := bufio.NewScanner(out)
+	require.True(t, lines.Scan())
+	require.Equal(t, "waiting", lines.Text())
+	require.NoError(t, parent.Process.Kill())
+	// The child has the other end of the pipe: it ends when the child does.
+	require.False(t, lines.Scan())
+	require.Error(t, parent.Wait())
+}
+
 func TestAChildOfAnUnknownRoleSaysSo(t *testing.T) {
 	child := testenv.Child(t, "nobody")
 	var words strings.Builder
@@ -172,6 +212,12 @@ func TestAChildOfAnUnknownRoleSaysSo(t *testing.T) {
 	require.Error(t, child.Run())
 	require.Contains(t, words.String(), "no such role")
 }
+
+// noTest stands in for the test in a process that is none.
+type noTest struct{ testing.TB }
+
+func (noTest) Helper()        {}
+func (noTest) Cleanup(func()) {}
 
 // startServers is the role of a process that is killed while its servers run.
 func startServers() {

@@ -20,6 +20,10 @@ var (
 	ErrTransactionOpen      = errors.New("millrace: a transaction is open")
 	ErrHookOverrun          = errors.New("millrace: hook overran its deadline")
 	ErrHookExited           = errors.New("millrace: hook ended its goroutine")
+
+	// ErrOutside is what Conn.Inside wraps, together with ErrTxAborted, when the connection is alive
+	// and not in the transaction any more.
+	ErrOutside = errors.New("the connection is not inside the transaction any more")
 )
 
 // UnknownError says that the answer to COMMIT never came.

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -37,6 +38,7 @@ type hook struct {
 	Hook
 	ran    bool // a BeforeCommit hook that has run
 	undone bool // its savepoint was rolled back
+	round  int  // how many hooks before it led to it
 }
 
 // maxRounds bounds BeforeCommit hooks that register BeforeCommit hooks; maxDepth bounds
@@ -131,7 +133,10 @@ type runner struct {
 	ctx      context.Context
 	settings *Settings
 	outcome  Outcome
-	queue    []hook
+
+	mu    sync.Mutex
+	queue []hook
+	over  bool
 }
 
 type depthKey struct{}
@@ -149,20 +154,38 @@ func (t *Tx) runHooks(ctx context.Context, outcome Outcome) {
 	ctx = context.WithValue(Masked(context.WithoutCancel(ctx)), depthKey{}, depth(ctx)+1)
 	ctx, cancel := context.WithTimeout(ctx, t.settings.HooksTimeout)
 	defer cancel()
-	r := runner{ctx, t.settings, outcome, queue}
+	r := &runner{ctx: ctx, settings: t.settings, outcome: outcome, queue: queue}
 	r.run()
 }
 
 func (r *runner) run() {
-	for len(r.queue) > 0 {
-		h := r.queue[0]
-		r.queue = r.queue[1:]
+	for {
+		h, ok := r.next()
+		if !ok {
+			return
+		}
 		r.one(h)
 	}
 }
 
+func (r *runner) next() (hook, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.queue) == 0 {
+		r.over = true
+		return hook{}, false
+	}
+	h := r.queue[0]
+	r.queue = r.queue[1:]
+	return h, true
+}
+
 func (r *runner) one(h hook) {
-	ctx, cancel := context.WithTimeout(r.ctx, r.settings.HookTimeout)
+	outcome := r.outcome
+	if h.undone {
+		outcome = RolledBack
+	}
+	ctx, cancel := context.WithTimeout(context.WithValue(r.ctx, endedKey{}, &ending{r, outcome, h.round}), r.settings.HookTimeout)
 	defer cancel()
 	start := time.Now()
 	unwatch := context.AfterFunc(ctx, func() {
@@ -180,16 +203,53 @@ func (r *runner) one(h hook) {
 			r.run()
 		}
 	}()
-	outcome := r.outcome
-	if h.undone {
-		outcome = RolledBack
-	}
 	err := h.Fn(ctx, outcome)
 	returned = true
 	unwatch()
 	if err != nil {
 		r.report(h, err, nil)
 	}
+}
+
+// ending is what the context of a hook knows of the transaction that has ended.
+type ending struct {
+	runner  *runner
+	outcome Outcome
+	round   int
+}
+
+type endedKey struct{}
+
+// Ended returns the outcome of the transaction whose hook ctx was given to.
+func Ended(ctx context.Context) (Outcome, bool) {
+	e, ok := ctx.Value(endedKey{}).(*ending)
+	if !ok {
+		return Unknown, false
+	}
+	return e.outcome, true
+}
+
+// Requeue has h run behind the hooks that are running, if its phase suits the outcome.
+func Requeue(ctx context.Context, h Hook) error {
+	e, ok := ctx.Value(endedKey{}).(*ending)
+	switch {
+	case !ok:
+		return ErrNoTransaction
+	case h.Phase == BeforeCommit:
+		return ErrTxCompleted
+	case h.Phase == AfterCommit && e.outcome != Committed, h.Phase == AfterRollback && e.outcome != RolledBack:
+		return nil
+	case e.round >= maxRounds:
+		return fmt.Errorf("millrace: hooks still add hooks after %d rounds", maxRounds)
+	}
+	r := e.runner
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over {
+		return ErrTxCompleted
+	}
+	r.queue = append(r.queue, hook{Hook: h, undone: e.outcome == RolledBack, round: e.round + 1})
+	return nil
 }
 
 // report never lets a reporting function disturb the hooks that follow.

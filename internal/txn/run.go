@@ -189,7 +189,7 @@ func once(ctx context.Context, p Beginner, o Options, fn func(context.Context, *
 		}
 	}()
 	err = fn(inner, t)
-	if err == nil && t.verdict() == nil {
+	if err == nil && t.mayCommit(ctx) {
 		err = t.beforeCommit(inner)
 	}
 	returned = true
@@ -199,21 +199,14 @@ func once(ctx context.Context, p Beginner, o Options, fn func(context.Context, *
 // end completes the transaction and runs what waits for it.
 func (t *Tx) end(ctx context.Context, cause error) (Outcome, error) {
 	outcome, err := t.complete(ctx, cause)
-	t.cancel()
-	t.mu.Lock()
-	onEnd := t.onEnd
-	t.mu.Unlock()
-	for _, fn := range onEnd {
-		fn(outcome)
-	}
-	t.runHooks(ctx, outcome)
+	t.conclude(ctx, outcome)
 	return outcome, err
 }
 
 // complete commits, or rolls back because of cause or of what the transaction has been through.
 func (t *Tx) complete(ctx context.Context, cause error) (Outcome, error) {
 	t.mu.Lock()
-	verdict := t.verdictLocked()
+	verdict := t.verdict()
 	giveUp := t.giveUp && cause == nil
 	t.status = completing
 	t.mu.Unlock()
@@ -238,7 +231,11 @@ func (t *Tx) complete(ctx context.Context, cause error) (Outcome, error) {
 		cause = t.inside(ctx)
 	}
 	if cause != nil || giveUp {
-		return RolledBack, t.rollback(ctx, cause)
+		if err := t.rollback(ctx, cause); t.strange && errors.Is(cause, ErrOutside) {
+			return Unknown, &UnknownError{Cause: err} // it may have been a COMMIT that went past us
+		} else {
+			return RolledBack, err
+		}
 	}
 	outcome, err := t.conn.Commit(ctx, stmts, t.options.CommitTimeout)
 	switch {
@@ -250,14 +247,15 @@ func (t *Tx) complete(ctx context.Context, cause error) (Outcome, error) {
 	return outcome, err
 }
 
-// verdict is why the transaction cannot commit.
-func (t *Tx) verdict() error {
+// mayCommit says whether BeforeCommit hooks are worth running.
+func (t *Tx) mayCommit(ctx context.Context) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.verdictLocked()
+	return ctx.Err() == nil && !t.giveUp && t.verdict() == nil
 }
 
-func (t *Tx) verdictLocked() error {
+// verdict is why the transaction cannot commit.
+func (t *Tx) verdict() error {
 	if err := t.err(); err != nil {
 		return err
 	}

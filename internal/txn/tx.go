@@ -39,6 +39,7 @@ type Tx struct {
 	serial       int
 	raw          bool // Unwrap: statements may run that are not seen
 	hidden       bool // a statement ran whose failure may not have been seen
+	strange      bool // a statement ran that may have committed
 	parts        []part
 	hooks        []hook
 	onEnd        []func(Outcome)
@@ -57,6 +58,9 @@ type savepoint struct {
 
 // Identity is that of the Pool.
 func (t *Tx) Identity() any { return t.pool.Identity() }
+
+// Context is the one that fn was given.
+func (t *Tx) Context() context.Context { return t.ctx }
 
 // Conn is the transaction at the driver, for the handle that guards it.
 func (t *Tx) Conn() Conn { return t.conn }
@@ -125,7 +129,7 @@ func (t *Tx) OnEnd(fn func(Outcome)) {
 func (t *Tx) Raw() {
 	t.mu.Lock()
 	done := t.raw
-	t.raw = true
+	t.raw, t.strange = true, true
 	t.mu.Unlock()
 	if !done {
 		_ = t.Do(t.ctx, "", true, func() error { return t.flush(t.ctx) })
@@ -218,6 +222,8 @@ func (t *Tx) admit(text string) ([]effect, error) {
 			return nil, ErrTxControl
 		case implicit:
 			return nil, ErrImplicitCommit
+		case opaque:
+			t.strange = true
 		}
 	}
 	return effects, nil

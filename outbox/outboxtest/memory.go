@@ -3,7 +3,6 @@ package outboxtest
 import (
 	"cmp"
 	"context"
-	"hash/fnv"
 	"maps"
 	"slices"
 	"sync"
@@ -113,7 +112,7 @@ func (m *Memory) InsertAt(pos int64, e Entry) {
 func (m *Memory) insert(pos int64, e Entry) {
 	lane := e.Lane
 	if e.Key != "" {
-		lane = LaneOf(e.Key)
+		lane = outbox.Lane(e.Key)
 	}
 	size := len(e.Body)
 	for k, v := range e.Meta {
@@ -128,13 +127,6 @@ func (m *Memory) insert(pos int64, e Entry) {
 		ready:     e.Delay <= 0,
 		deliverAt: now.Add(e.Delay),
 	}
-}
-
-// LaneOf returns the lane of a key.
-func LaneOf(key string) int {
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(key))
-	return int(h.Sum64() % outbox.Lanes)
 }
 
 // Waiting returns the rows that are there, by position.
@@ -203,6 +195,11 @@ func (m *Memory) Remove(pos int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.rows, pos)
+}
+
+// Harness makes the rules of this package applicable to it.
+func (m *Memory) Harness() Harness {
+	return Harness{Store: m, Insert: m.Insert, Waiting: m.Waiting, Dead: m.Dead, Evict: m.Evict, Remove: m.Remove, Lock: m.Lock}
 }
 
 // Lock keeps a row locked, as an open foreign transaction does, until unlock is called.

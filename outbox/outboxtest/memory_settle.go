@@ -81,7 +81,7 @@ func (m *Memory) Hold(ctx context.Context, g outbox.Grant, destination string, r
 		if row == nil {
 			continue
 		}
-		if stop, stopped := m.stops[memoryStop{g.Lane, destination, row.Key}]; stopped && stop < row.Pos {
+		if stop, stopped := m.stop(g.Lane, destination, row.Key); stopped && stop < row.Pos {
 			row.ready, row.held, row.heldFor = false, true, destination
 		}
 	}
@@ -127,4 +127,10 @@ func (m *Memory) lift(lane int, destination, key string) {
 			row.ready, row.held = true, false
 		}
 	}
+}
+
+// stop finds the stop of a key. One whose message is gone holds nothing.
+func (m *Memory) stop(lane int, destination, key string) (pos int64, stopped bool) {
+	pos, stopped = m.stops[memoryStop{lane, destination, key}]
+	return pos, stopped && m.rows[pos] != nil
 }

@@ -210,7 +210,7 @@ func (m *Memory) Promote(ctx context.Context, grants []outbox.Grant) (outbox.Pro
 		if r.ready || !held[r.Lane] {
 			continue
 		}
-		if stop, stopped := m.stops[memoryStop{r.Lane, r.heldFor, r.Key}]; r.held && stopped && stop < r.Pos {
+		if stop, stopped := m.stop(r.Lane, r.heldFor, r.Key); r.held && stopped && stop < r.Pos {
 			continue
 		}
 		due := max(r.deliverAt.Sub(m.now()), r.retryAt.Sub(m.now()))
@@ -234,7 +234,7 @@ func (m *Memory) Stops(ctx context.Context, lanes []int) ([]outbox.Stop, error) 
 	defer m.mu.Unlock()
 	var stops []outbox.Stop
 	for s, pos := range m.stops {
-		if slices.Contains(lanes, s.lane) {
+		if _, stopped := m.stop(s.lane, s.destination, s.key); stopped && slices.Contains(lanes, s.lane) {
 			stops = append(stops, outbox.Stop{Lane: s.lane, Destination: s.destination, Key: s.key, Pos: pos})
 		}
 	}

@@ -1,10 +1,10 @@
-// Command report reads the output of `go test -json` and writes it for people: a line for each package,
-// and all that a failing test said. It fails where go test does not: when a test was skipped that the
-// list of allowed skips does not name, and when no test ran.
+// Command report runs `go test -json` and writes its output for people: a line for each package, and all
+// that a failing test said. It fails where go test does not: when a test was skipped that the list of
+// allowed skips does not name, and when no test ran.
 //
-//	go test -json ./... | go run ./internal/testenv/report -skips internal/testenv/skips.txt
+//	go run ./internal/testenv/report -skips internal/testenv/skips.txt -- go test -json ./...
 //
-// Its exit status is 1 for all of these and for failing tests.
+// Its exit status is 1 for all of these, for failing tests, and when the command fails.
 package main
 
 import (
@@ -15,14 +15,15 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path"
 	"strings"
 )
 
 func main() {
-	skips := flag.String("skips", "", "file with the tests that may be skipped")
+	skips := flag.String("skips", "", "`file` with the tests that may be skipped")
 	flag.Parse()
-	ok, err := run(*skips, os.Stdin, os.Stdout)
+	ok, err := run(*skips, flag.Args(), os.Stdout)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "report: %v\n", err)
 	}
@@ -31,26 +32,31 @@ func main() {
 	}
 }
 
-func run(skips string, in io.Reader, out io.Writer) (ok bool, err error) {
+func run(skips string, command []string, out io.Writer) (ok bool, err error) {
+	if len(command) == 0 {
+		return false, errors.New("no command: report [-skips file] -- go test -json [argument ...]")
+	}
 	r := &report{out: out, said: make(map[test][]string)}
 	if skips != "" {
 		if r.allowed, err = readSkips(skips); err != nil {
 			return false, err
 		}
 	}
-	lines := bufio.NewReader(in)
-	for {
-		line, err := lines.ReadString('\n')
-		if line != "" {
-			r.line(line)
-		}
-		if errors.Is(err, io.EOF) {
-			return r.summary(), nil
-		}
-		if err != nil {
-			return false, fmt.Errorf("read: %w", err)
-		}
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Stderr = os.Stderr
+	lines, err := cmd.StdoutPipe()
+	if err != nil {
+		return false, err
 	}
+	if err := cmd.Start(); err != nil {
+		return false, err
+	}
+	err = r.read(lines)
+	ok = r.summary()
+	if werr := cmd.Wait(); werr != nil && ok {
+		err = errors.Join(err, fmt.Errorf("%s: %w", strings.Join(command, " "), werr))
+	}
+	return ok, err
 }
 
 // skip is one entry of the list of allowed skips.
@@ -97,6 +103,21 @@ type report struct {
 
 	passed, skipped int
 	failed, illegal []test
+}
+
+func (r *report) read(in io.Reader) error {
+	for lines := bufio.NewReader(in); ; {
+		line, err := lines.ReadString('\n')
+		if line != "" {
+			r.line(line)
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read: %w", err)
+		}
+	}
 }
 
 func (r *report) line(line string) {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"time"
 )
 
 // Pool starts servers and ends them together. The zero value is ready. Safe for concurrent use.
@@ -26,7 +27,7 @@ func (p *Pool) Start(ctx context.Context, k Kind, opts Options) (*Server, error)
 	if missing == nil {
 		return p.startLocal(ctx, product, opts)
 	}
-	if err := composeAvailable(ctx); err != nil {
+	if err := composeAvailable(); err != nil {
 		return nil, fmt.Errorf("%s: %w, and no containers either (%w): install it with: %s, or set %s",
 			k, missing, err, product.install, k.Variable())
 	}
@@ -41,7 +42,16 @@ func (p *Pool) Close() error {
 		return nil
 	}
 	err := p.guard.close()
-	p.wg.Wait()
+	ended := make(chan struct{})
+	go func() {
+		p.wg.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		return errors.Join(err, errors.New("some servers did not end"))
+	}
 	p.guard = nil
 	return err
 }
@@ -64,7 +74,7 @@ func (p *Pool) startLocal(ctx context.Context, product *product, opts Options) (
 			return s, nil
 		}
 		failed = append(failed, err)
-		_ = s.Kill()
+		_ = s.Close()
 		if ctx.Err() != nil {
 			break
 		}

@@ -151,6 +151,18 @@ func (p *processes) resume() error {
 	return err
 }
 
+func (p *processes) remove() error {
+	for _, r := range p.helpers {
+		_ = syscall.Kill(-r.cmd.Process.Pid, syscall.SIGKILL)
+		<-r.done
+	}
+	p.helpers = nil
+	if err := os.RemoveAll(p.node.folder); err != nil {
+		return fmt.Errorf("remove data: %w", err)
+	}
+	return nil
+}
+
 func (p *processes) forget() error {
 	var err error
 	for _, pid := range p.paused {

@@ -2,7 +2,8 @@ package servers
 
 import (
 	"context"
-	"fmt"
+	"errors"
+	"net"
 	"strconv"
 	"strings"
 	"syscall"
@@ -43,25 +44,31 @@ func redisCommand(n *node) []process {
 	return []process{{argv: append(argv, n.opts.Args...)}}
 }
 
-// pingRedis has no password to know its server by, as the others have; it looks at the port and the
-// data folder.
+// pingRedis has no password to know its server by, as the others have; it looks at the data folder. The
+// node is nil in a container, whose port the engine reserves.
 func pingRedis(ctx context.Context, n *node, a Address) error {
 	opts, err := redis.ParseURL(a.URL)
 	if err != nil {
 		return err
 	}
+	// Asked before the client is: that logs each port where nobody listens yet.
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", opts.Addr)
+	if err != nil {
+		return err
+	}
+	_ = conn.Close()
 	opts.MaxRetries = -1
 	client := redis.NewClient(opts)
 	defer client.Close()
+	if err := client.Ping(ctx).Err(); err != nil || n == nil {
+		return err
+	}
 	info, err := client.ConfigGet(ctx, "dir").Result()
 	if err != nil {
 		return err
 	}
 	if !strings.HasSuffix(info["dir"], n.folder) {
-		return fmt.Errorf("another server has the port")
-	}
-	if err := client.Ping(ctx).Err(); err != nil {
-		return err // it is still loading its data
+		return errors.New("another server has the port")
 	}
 	return nil
 }

@@ -109,6 +109,7 @@ type machine interface {
 	stop() error // graceful, and waits
 	pause() error
 	resume() error
+	remove() error // after kill: whatever else there is, and the data
 }
 
 // Start starts the server if it does not run, and returns when it answers.
@@ -126,6 +127,12 @@ func (s *Server) Kill() error { return s.machine.kill() }
 
 // Stop shuts the server down the way its operator would.
 func (s *Server) Stop() error { return s.machine.stop() }
+
+// Close kills the server and removes its data. Pool.Close does it too, for all.
+func (s *Server) Close() error {
+	err := s.machine.kill()
+	return errors.Join(err, s.machine.remove())
+}
 
 // Pause freezes the server (SIGSTOP): connections stay open and nothing answers.
 func (s *Server) Pause() error { return s.machine.pause() }

@@ -1,0 +1,71 @@
+# `make` lists what there is. Tests and demo need Go; tests also real servers, which `make test` sees to.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Packages run two at a time: they share the servers, and wait for them more than they compute.
+TEST_FLAGS ?= -race -count=1 -p 2
+# One package, so that a test that hangs ends with all its goroutines' stacks.
+TEST_TIMEOUT ?= 10m
+# e.g. make test MODULES=. RUN=TestForwarder; a module in which no test ran fails
+RUN ?= .
+
+MODULES ?= . $(patsubst %/go.mod,%,$(wildcard examples/go.mod))
+TOOLS := bin/withservers bin/report
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ': .*## ' '/^[a-z-]+:.* ## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: test
+test: deps $(TOOLS) ## run all tests on real servers, with the race detector
+	@root=$$PWD; exec bin/withservers -- bash -euo pipefail -c ' \
+		status=0; \
+		for module in $(MODULES); do \
+			(cd "$$module" && "$$0/bin/report" -skips "$$0/internal/testenv/skips.txt" -- \
+				go test -json $(TEST_FLAGS) -timeout $(TEST_TIMEOUT) -run "$(RUN)" ./...) || status=1; \
+		done; \
+		exit $$status' "$$root"
+
+.PHONY: test-full
+test-full: export MILLRACE_TEST_FULL := 1
+test-full: ## the same with all repetitions: an hour
+	@$(MAKE) test TEST_TIMEOUT=60m
+
+.PHONY: demo
+demo: ## an order service whose forwarder is killed while it works; DB=postgres://… BROKER=amqp://…|redis://… DEDUP=redis://…
+	@cd examples && exec go run ./demo -db "$(DB)" -broker "$(BROKER)" -dedup "$(DEDUP)"
+
+.PHONY: demo-real
+demo-real: deps $(TOOLS) ## the same on PostgreSQL with RabbitMQ, then with Redis Streams
+	@exec bin/withservers -only postgres,redis,rabbitmq -- bash -c 'cd examples && exec go run ./demo -real'
+
+.PHONY: check
+check: fmt lint test ## what a change has to pass
+	@for module in $(MODULES); do (cd "$$module" && go mod tidy -diff && go build ./...); done
+
+.PHONY: fmt
+fmt: ## format the code
+	@gofmt -l -w $(MODULES)
+
+.PHONY: lint
+lint: ## go vet, and golangci-lint if it is installed
+	@for module in $(MODULES); do (cd "$$module" && go vet ./...); done
+	@if command -v golangci-lint >/dev/null; then \
+		for module in $(MODULES); do (cd "$$module" && golangci-lint run ./...); done; \
+	else \
+		echo "golangci-lint is not installed: see https://golangci-lint.run"; \
+	fi
+
+.PHONY: deps
+deps: ## see that there are servers to test with; as root on Debian and Ubuntu, install them
+	@internal/testenv/install
+
+# Built, not `go run`: that would keep signals and exit statuses to itself.
+bin/%: FORCE
+	@go build -o $@ ./internal/testenv/$*
+
+.PHONY: FORCE
+FORCE:

@@ -1,0 +1,332 @@
+package rabbitmq_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"os"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	amqp091 "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/millrace-go/millrace/broker/rabbitmq"
+	"github.com/millrace-go/millrace/internal/fault/proxy"
+	"github.com/millrace-go/millrace/internal/testenv"
+)
+
+// through is the URL of a broker by way of a proxy.
+func through(t *testing.T, brokerURL string) (string, *proxy.Proxy) {
+	t.Helper()
+	u, err := url.Parse(brokerURL)
+	require.NoError(t, err)
+	p := proxy.New(t, u.Host)
+	u.Host = p.Addr
+	return u.String(), p
+}
+
+// insist publishes until every message is confirmed, in batches, as a forwarder would, and fails if one
+// is blamed.
+func insist(t *testing.T, p *rabbitmq.Publisher, topic string, msgs []*message.Message) {
+	deadline := time.Now().Add(60 * time.Second)
+	for len(msgs) > 0 && !t.Failed() {
+		if time.Now().After(deadline) {
+			t.Errorf("%d messages are not published", len(msgs))
+			return
+		}
+		var rest []*message.Message
+		for batch := range slices.Chunk(msgs, 100) {
+			ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+			for i, err := range p.PublishBatch(ctx, slices.Repeat([]string{topic}, len(batch)), batch) {
+				if r := reason(err); r != "" {
+					t.Errorf("a message was blamed for an outage: %v", err)
+				}
+				if err != nil {
+					rest = append(rest, batch[i])
+				}
+			}
+			cancel()
+		}
+		msgs = rest
+	}
+}
+
+// received counts deliveries by message id until stopped.
+type received struct {
+	mu    sync.Mutex
+	count map[string]int
+}
+
+// receive acknowledges what comes, a little later, as many at a time as the subscription hands out.
+func receive(out <-chan *message.Message) *received {
+	r := &received{count: map[string]int{}}
+	go func() {
+		for m := range out {
+			go func() {
+				r.mu.Lock()
+				r.count[m.UUID]++
+				r.mu.Unlock()
+				m.Ack()
+			}()
+		}
+	}()
+	return r
+}
+
+func (r *received) distinct() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.count)
+}
+
+func (r *received) missing(msgs []*message.Message) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := 0
+	for _, m := range msgs {
+		if r.count[m.UUID] == 0 {
+			n++
+		}
+	}
+	return n
+}
+
+func TestConnectionsThatAreCutUnderLoadLoseNothing(t *testing.T) {
+	t.Parallel()
+	rounds := 8
+	if testenv.Full() {
+		rounds = 40
+	}
+	direct := testenv.RabbitMQ(t)
+	sending, sendProxy := through(t, direct)
+	receiving, receiveProxy := through(t, direct)
+	sub := newSubscriber(t, rabbitmq.Config{URL: receiving, ConsumerGroup: "g", CloseTimeout: time.Second})
+	out, err := sub.Subscribe(t.Context(), "orders")
+	require.NoError(t, err)
+	got := receive(out)
+	p := newPublisher(t, rabbitmq.Config{URL: sending, Channels: 4, Timeout: 3 * time.Second})
+
+	var wg sync.WaitGroup
+	var all []*message.Message
+	stop := make(chan struct{})
+	for range 6 {
+		var mine [][]*message.Message
+		for range 30 {
+			mine = append(mine, messages(100))
+			all = append(all, mine[len(mine)-1]...)
+		}
+		wg.Go(func() {
+			for _, msgs := range mine {
+				insist(t, p, "orders", msgs)
+			}
+		})
+	}
+	go func() { wg.Wait(); close(stop) }()
+	cuts := 0
+	for tick := time.NewTicker(150 * time.Millisecond); cuts < rounds; {
+		select {
+		case <-stop:
+			cuts = rounds
+		case <-tick.C:
+			cuts++
+			sendProxy.Cut()
+			if cuts%3 == 0 {
+				receiveProxy.Cut()
+			}
+		}
+	}
+	wg.Wait()
+	testenv.Eventually(t, 60*time.Second, "every confirmed message", func() bool { return got.missing(all) == 0 })
+}
+
+func TestKillsOfTheBrokerUnderLoadLoseNothing(t *testing.T) {
+	t.Parallel()
+	kills := 2
+	if testenv.Full() {
+		kills = 10
+	}
+	const batches = 20 // between two kills
+	server := testenv.OwnRabbitMQ(t)
+	type load struct {
+		config    rabbitmq.Config
+		topic     string
+		publisher *rabbitmq.Publisher
+		confirmed atomic.Int64
+		sent      []*message.Message
+		got       *received
+	}
+	loads := []*load{
+		{topic: "classic", config: rabbitmq.Config{URL: server.URL, ConsumerGroup: "g"}},
+		{topic: "quorum", config: rabbitmq.Config{URL: server.URL, ConsumerGroup: "g", Quorum: true}},
+	}
+	for _, l := range loads {
+		l.config.Logger = slog.New(slog.NewTextHandler(os.Stdout, nil)).With("load", l.topic)
+		out, err := newSubscriber(t, l.config).Subscribe(t.Context(), l.topic)
+		require.NoError(t, err)
+		l.got = receive(out)
+		l.publisher = newPublisher(t, l.config)
+	}
+	for range kills {
+		var wg sync.WaitGroup
+		for _, l := range loads {
+			l.confirmed.Store(0)
+			wg.Go(func() {
+				for range batches {
+					msgs := messages(100)
+					l.sent = append(l.sent, msgs...)
+					insist(t, l.publisher, l.topic, msgs)
+					l.confirmed.Add(1)
+				}
+			})
+		}
+		for _, l := range loads {
+			testenv.Eventually(t, 60*time.Second, "load", func() bool { return l.confirmed.Load() >= batches/4 })
+		}
+		server.Kill()
+		server.Start()
+		wg.Wait()
+	}
+	for _, l := range loads {
+		testenv.Eventually(t, 60*time.Second, "every confirmed message", func() bool { return l.got.missing(l.sent) == 0 })
+	}
+}
+
+func TestABrokerThatFallsSilentIsGivenUpInTimeAndComesBack(t *testing.T) {
+	t.Parallel()
+	url, hole := through(t, testenv.RabbitMQ(t))
+	config := queueConfig(url)
+	config.Timeout = time.Second
+	p := newPublisher(t, config)
+	require.NoError(t, p.Publish("orders", messages(1)...))
+
+	hole.Blackhole(true)
+	for range 4 {
+		big := messages(50)
+		for _, m := range big {
+			m.Payload = make([]byte, 1<<20) // more than the socket's buffers take
+		}
+		start := time.Now()
+		errs := p.PublishBatch(context.WithoutCancel(t.Context()), slices.Repeat([]string{"orders"}, len(big)), big)
+		require.Less(t, time.Since(start), 8*time.Second)
+		for _, err := range errs {
+			require.Error(t, err)
+			require.Empty(t, reason(err))
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	for _, err := range p.PublishBatch(ctx, []string{"orders"}, messages(1)) {
+		require.Error(t, err)
+	}
+	require.Less(t, time.Since(start), 900*time.Millisecond, "the context ended long before Timeout")
+
+	hole.Blackhole(false)
+	testenv.Eventually(t, 30*time.Second, "a confirm", func() bool { return p.Publish("orders", messages(1)...) == nil })
+
+	hole.Blackhole(true)
+	start = time.Now()
+	require.NoError(t, p.Close())
+	require.Less(t, time.Since(start), 10*time.Second)
+}
+
+func TestASubscriptionOutlivesASilentBrokerAndLostQueues(t *testing.T) {
+	t.Parallel()
+	direct := testenv.RabbitMQ(t)
+	url, hole := through(t, direct)
+	p := newPublisher(t, rabbitmq.Config{URL: direct})
+	// The heartbeat is what finds out about a silent broker.
+	sub := newSubscriber(t, rabbitmq.Config{URL: url + "?heartbeat=2", ConsumerGroup: "g", Timeout: 2 * time.Second})
+	out, err := sub.Subscribe(t.Context(), "orders")
+	require.NoError(t, err)
+	got := receive(out)
+
+	hole.Blackhole(true)
+	ch := raw(t, direct)
+	testenv.Eventually(t, 30*time.Second, "the consumer to be given up", func() bool {
+		q, err := ch.QueueDeclarePassive("orders_g", true, false, false, false, nil)
+		return err == nil && q.Consumers == 0
+	})
+	hole.Blackhole(false)
+	require.NoError(t, p.Publish("orders", messages(5)...))
+	testenv.Eventually(t, 30*time.Second, "messages", func() bool { return got.distinct() == 5 })
+
+	// A queue that is deleted cancels the consumer: no phantom message, and a new queue.
+	_, err = ch.QueueDelete("orders_g", false, false, false)
+	require.NoError(t, err)
+	testenv.Eventually(t, 30*time.Second, "the queue again", func() bool {
+		return p.Publish("orders", messages(1)...) == nil
+	})
+	testenv.Eventually(t, 30*time.Second, "its message", func() bool { return got.distinct() == 6 })
+	require.NotContains(t, got.count, "")
+	require.NoError(t, sub.Err())
+}
+
+func TestABrokerThatIsDownAtTheStartIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	url, gate := through(t, testenv.RabbitMQ(t))
+	gate.Refuse(true)
+	config := queueConfig(url)
+	sub := newSubscriber(t, config)
+	out, err := sub.Subscribe(t.Context(), "orders")
+	require.NoError(t, err)
+	require.Error(t, sub.SubscribeInitialize("orders"))
+	p := newPublisher(t, config)
+	err = p.Publish("orders", messages(1)...)
+	require.Error(t, err)
+	require.False(t, setup(err))
+	require.False(t, setup(p.Check(t.Context())))
+
+	gate.Refuse(false)
+	testenv.Eventually(t, 30*time.Second, "a confirm", func() bool { return p.Publish("orders", messages(1)...) == nil })
+	(<-out).Ack()
+	require.NoError(t, sub.Err())
+}
+
+func TestASubscriptionThatTheBrokerTurnsAwayDiesAndSaysWhy(t *testing.T) {
+	t.Parallel()
+	server := testenv.OwnRabbitMQ(t)
+	admin, err := url.Parse(server.Admin)
+	require.NoError(t, err)
+	user := admin.User.Username()
+	call := func(method, path, body string) {
+		req, err := http.NewRequestWithContext(t.Context(), method, server.Admin+path, strings.NewReader(body))
+		require.NoError(t, err)
+		client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		resp, err := client.Do(req)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		require.Less(t, resp.StatusCode, 300)
+	}
+	call("PUT", "/api/vhosts/passing", "")
+	call("PUT", "/api/permissions/passing/"+user, `{"configure":".*","write":".*","read":".*"}`)
+	u, err := url.Parse(server.URL)
+	require.NoError(t, err)
+	u.Path = "/passing"
+
+	sub := newSubscriber(t, rabbitmq.Config{URL: u.String(), ConsumerGroup: "g"})
+	out, err := sub.Subscribe(t.Context(), "orders")
+	require.NoError(t, err)
+	call("DELETE", "/api/vhosts/passing", "")
+	select {
+	case _, open := <-out:
+		require.False(t, open)
+	case <-time.After(60 * time.Second):
+		t.Fatal("the subscription goes on")
+	}
+	require.ErrorContains(t, sub.Err(), "create the vhost")
+	require.True(t, setup(sub.Err()))
+
+	_, err = newSubscriber(t, rabbitmq.Config{URL: u.String(), ConsumerGroup: "g"}).Subscribe(t.Context(), "orders")
+	require.True(t, setup(err), "%v", err)
+	var ended *amqp091.Error
+	require.True(t, errors.As(err, &ended))
+}

@@ -1,0 +1,104 @@
+package rabbitmq_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
+	"github.com/stretchr/testify/require"
+
+	"github.com/millrace-go/millrace/broker/rabbitmq"
+	"github.com/millrace-go/millrace/internal/testenv"
+)
+
+// pubSub makes what Watermill's suite asks for. The suite waits for the end of subscriptions whose
+// last messages nobody acknowledges, so handlers get little time.
+func pubSub(config rabbitmq.Config) tests.ConsumerGroupPubSubConstructor {
+	config.NackDelay = 2 * time.Millisecond
+	config.CloseTimeout = time.Second
+	return func(t *testing.T, group string) (message.Publisher, message.Subscriber) {
+		config := config
+		config.ConsumerGroup = group
+		return newPublisher(t, config), newSubscriber(t, config)
+	}
+}
+
+func inGroup(create tests.ConsumerGroupPubSubConstructor, group string) tests.PubSubConstructor {
+	return func(t *testing.T) (message.Publisher, message.Subscriber) { return create(t, group) }
+}
+
+func TestWatermillsSuitePassesOneByOne(t *testing.T) {
+	create := pubSub(rabbitmq.Config{URL: testenv.RabbitMQ(t), Concurrency: 1})
+	tests.TestPubSub(t, tests.Features{
+		ConsumerGroups:                      true,
+		GuaranteedOrder:                     true,
+		GuaranteedOrderWithSingleSubscriber: true,
+		Persistent:                          true,
+		ForceShort:                          !testenv.Full(),
+	}, inGroup(create, "group"), create)
+}
+
+func TestWatermillsSuitePassesWithManyInHand(t *testing.T) {
+	create := pubSub(rabbitmq.Config{URL: testenv.RabbitMQ(t), Quorum: true})
+	tests.TestPubSub(t, tests.Features{
+		ConsumerGroups: true,
+		Persistent:     true,
+		ForceShort:     !testenv.Full(),
+	}, inGroup(create, "group"), create)
+}
+
+func TestWatermillsSuitePassesWithWorkQueues(t *testing.T) {
+	create := pubSub(rabbitmq.Config{URL: testenv.RabbitMQ(t), AMQP: amqp.NewDurableQueueConfig("")})
+	tests.TestPubSub(t, tests.Features{
+		GuaranteedOrder:                     true,
+		GuaranteedOrderWithSingleSubscriber: true,
+		Persistent:                          true,
+		ForceShort:                          !testenv.Full(),
+	}, inGroup(create, ""), nil)
+}
+
+func TestWatermillsReconnectTestPasses(t *testing.T) {
+	server := testenv.OwnRabbitMQ(t)
+	create := pubSub(rabbitmq.Config{URL: server.URL})
+	tests.TestReconnect(t, tests.TestContext{
+		TestID:   tests.NewTestID(),
+		Features: tests.Features{Persistent: true, RestartServiceCommand: restartCommand(t, server.Restart)},
+	}, inGroup(create, "group"))
+}
+
+// restartCommand is a command that has this process restart the server, and waits for it.
+func restartCommand(t *testing.T, restart func()) []string {
+	t.Helper()
+	dir := t.TempDir()
+	ctx, cancel := context.WithCancel(context.Background())
+	stopped := make(chan struct{})
+	t.Cleanup(func() { cancel(); <-stopped })
+	go func() {
+		defer close(stopped)
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		for ctx.Err() == nil {
+			wanted, err := filepath.Glob(filepath.Join(dir, "restart.*"))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for _, file := range wanted {
+				restart()
+				if err := os.Remove(file); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+			<-tick.C
+		}
+	}()
+	path := filepath.Join(dir, "restart.XXXXXX")
+	require.NotContains(t, path, "'")
+	return []string{"sh", "-c", "f=$(mktemp '" + path + "'); while test -e $f; do sleep 0.1; done"}
+}

@@ -1,0 +1,149 @@
+package forwarder_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/millrace-go/millrace/internal/testenv"
+)
+
+// faultPoints are the moments at which a forwarder may die.
+var faultPoints = []string{
+	"forwarder.after_read",    // messages are in memory only
+	"forwarder.after_publish", // the broker has them, the forwarder has not looked at its answer
+	"forwarder.after_confirm", // it has
+	"forwarder.before_settle", // it is about to delete the rows
+	"forwarder.after_settle",  // it has deleted them, and does not know yet
+}
+
+// killing kills a forwarder at every point, so many times each, while writers go on, and lets one run to the end.
+func killing(t *testing.T, s *stage, broker far, rounds int, lease time.Duration) {
+	address, ids := broker.open(t)
+	kills := 0
+	for round := range rounds {
+		for _, point := range faultPoints {
+			if round%3 != 2 {
+				// Every third round meets lanes whose holders died one after the other, and is sent
+				// one by one; the others are to have a full window in flight.
+				s.exec(`UPDATE millrace_lanes SET crashes = 0`)
+			}
+			s.write(t.Context(), 1500-s.waiting(), 8)
+			cmd := s.spawn(address, lease, fmt.Sprintf("%s:%d:kill", point, 1+rand.N(6)))
+			ctx, cancel := context.WithCancel(t.Context())
+			written := make(chan struct{})
+			go func() { defer close(written); s.write(ctx, 400, 2) }()
+			killed := died(t, cmd, time.Minute)
+			cancel()
+			<-written
+			require.True(t, killed, "the process ended by itself at %s", point)
+			kills++
+		}
+	}
+	require.NotZero(t, s.waiting(), "there was work to lose")
+	last := s.spawn(address, lease, "")
+	testenv.Eventually(t, 2*time.Minute, "the outbox is empty", func() bool { return s.waiting() == 0 })
+	require.NoError(t, last.Process.Signal(syscall.SIGTERM))
+	require.NoError(t, last.Wait())
+	require.Zero(t, s.count("millrace_forwarders"), "a graceful stop releases the lanes")
+
+	duplicates := s.requireDelivered(ids())
+	require.LessOrEqual(t, duplicates, kills*window)
+	t.Logf("%d kills, %d committed, %d duplicates", kills, len(s.committed), duplicates)
+}
+
+func TestAForwarderKilledAtAnyPointLosesNothing(t *testing.T) {
+	const lease = 300 * time.Millisecond
+	rounds := 10
+	t.Run("postgres to rabbitmq", func(t *testing.T) { killing(t, newStage(t, postgres), rabbit, rounds, lease) })
+	t.Run("postgres to redis streams", func(t *testing.T) { killing(t, newStage(t, postgres), redisStream, rounds, lease) })
+	if testenv.Full() {
+		rounds = 20
+	} else {
+		rounds = 1
+	}
+	for _, d := range databases {
+		t.Run(d.name+" to a recorder", func(t *testing.T) { killing(t, newStage(t, d), recording, rounds, lease) })
+	}
+}
+
+func TestAKilledForwarderIsTakenOverWhenTheDefaultLeaseEnds(t *testing.T) {
+	s := newStage(t, postgres)
+	address, ids := recording.open(t)
+	s.write(t.Context(), 1000, 8)
+	cmd := s.spawn(address, 8*time.Second, "forwarder.after_confirm:1:kill")
+	require.True(t, died(t, cmd, time.Minute))
+	killed := time.Now()
+	s.spawn(address, 8*time.Second, "")
+	testenv.Eventually(t, 30*time.Second, "the outbox is empty", func() bool { return s.waiting() == 0 })
+	require.Greater(t, time.Since(killed), 5*time.Second, "not before the lease has ended")
+	require.LessOrEqual(t, s.requireDelivered(ids()), window)
+}
+
+func TestAForwarderFrozenPastItsLeaseIsFenced(t *testing.T) {
+	for _, d := range []database{postgres, mariadb} {
+		t.Run(d.name, func(t *testing.T) {
+			s := newStage(t, d)
+			address, ids := recording.open(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			written := make(chan struct{})
+			go func() { defer close(written); s.write(ctx, 1_000_000, 4) }()
+			const lease = 300 * time.Millisecond
+			first, second := s.spawn(address, lease, ""), s.spawn(address, lease, "")
+			for range 6 {
+				for _, cmd := range []interface{ Signal(sig syscall.Signal) }{signaller{first.Process.Pid}, signaller{second.Process.Pid}} {
+					before := len(ids())
+					testenv.Eventually(t, 30*time.Second, "messages flow", func() bool { return len(ids()) > before+100 })
+					cmd.Signal(syscall.SIGSTOP)
+					taken := s.epochs()
+					testenv.Eventually(t, 30*time.Second, "the other one takes over", func() bool { return s.epochs() > taken+20 })
+					cmd.Signal(syscall.SIGCONT)
+				}
+			}
+			cancel()
+			<-written
+			testenv.Eventually(t, time.Minute, "the outbox is empty", func() bool { return s.waiting() == 0 })
+			require.LessOrEqual(t, s.requireDelivered(ids()), 12*window)
+		})
+	}
+}
+
+type signaller struct{ pid int }
+
+func (s signaller) Signal(sig syscall.Signal) { _ = syscall.Kill(s.pid, sig) }
+
+// epochs counts how often lanes changed hands.
+func (s *stage) epochs() (n int) {
+	s.Helper()
+	require.NoError(s, s.raw.QueryRow(`SELECT sum(epoch) FROM millrace_lanes`).Scan(&n))
+	return n
+}
+
+func TestTerminatedUnderLoadAForwarderDuplicatesNothing(t *testing.T) {
+	rounds := 6
+	if testenv.Full() {
+		rounds = 30
+	}
+	s := newStage(t, postgres)
+	address, ids := recording.open(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	written := make(chan struct{})
+	go func() { defer close(written); s.write(ctx, 1_000_000, 4) }()
+	for range rounds {
+		before := len(ids())
+		cmd := s.spawn(address, 8*time.Second, "")
+		testenv.Eventually(t, 30*time.Second, "messages flow at once", func() bool { return len(ids()) > before+100 })
+		require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+		require.NoError(t, cmd.Wait())
+	}
+	cancel()
+	<-written
+	s.spawn(address, 8*time.Second, "")
+	testenv.Eventually(t, time.Minute, "the outbox is empty", func() bool { return s.waiting() == 0 })
+	require.Zero(t, s.requireDelivered(ids()))
+}

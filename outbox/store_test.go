@@ -1,0 +1,151 @@
+package outbox_test
+
+import (
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/millrace-go/millrace/outbox"
+	"github.com/millrace-go/millrace/outbox/outboxtest"
+)
+
+func TestStoresKeepTheRules(t *testing.T) {
+	for _, b := range backends {
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			common := open(t, b, outbox.Config{})
+			outboxtest.Run(t, func(t *testing.T) outboxtest.Harness {
+				own := *common
+				own.T = t
+				own.empty()
+				return own.harness()
+			})
+		})
+	}
+}
+
+// empty makes the outbox as it was when it was new.
+func (b *bench) empty() {
+	b.Helper()
+	for _, table := range []string{"outbox", "forwarders", "stops", "dead"} {
+		b.exec(`DELETE FROM millrace_` + table)
+	}
+	b.exec(`UPDATE millrace_lanes SET owner = NULL, epoch = 0, crashes = 0`)
+}
+
+// harness puts rows into the table by hand, as somebody else's writer may.
+func (b *bench) harness() outboxtest.Harness {
+	h := outboxtest.Harness{
+		Store:   b.box.Store(),
+		Insert:  b.insert,
+		Waiting: b.waiting,
+		Dead:    b.dead,
+		Evict:   func(replica string) { b.exec(`DELETE FROM millrace_forwarders WHERE id = '` + replica + `'`) },
+		Remove:  func(pos int64) { b.exec(fmt.Sprint(`DELETE FROM millrace_outbox WHERE pos = `, pos)) },
+	}
+	if b.driver != "sqlite" {
+		h.Lock = b.lock
+	}
+	return h
+}
+
+// q rewrites the parameters of a PostgreSQL statement for this database.
+func (b *bench) q(query string) string {
+	if b.driver == "pgx" || b.driver == "postgres" {
+		return query
+	}
+	for i := 20; i > 0; i-- {
+		query = strings.ReplaceAll(query, fmt.Sprint("$", i), "?")
+	}
+	return query
+}
+
+func (b *bench) insert(entries ...outboxtest.Entry) (positions []int64) {
+	b.Helper()
+	tx, err := b.raw.BeginTx(b.Context(), nil)
+	require.NoError(b, err)
+	defer tx.Rollback()
+	for _, e := range entries {
+		metadata, err := json.Marshal(e.Meta)
+		require.NoError(b, err)
+		if e.Meta == nil {
+			metadata = []byte("{}")
+		}
+		if e.Err != nil {
+			metadata = []byte("no json")
+		}
+		lane := e.Lane
+		if e.Key != "" {
+			lane = outbox.Lane(e.Key)
+		}
+		ready, due := "1 = 1", "NULL"
+		if e.Delay > 0 {
+			ready, due = "1 = 0", b.in(e.Delay.Microseconds())
+		}
+		_, err = tx.ExecContext(b.Context(), b.q(`INSERT INTO millrace_outbox (id, lane, topic, order_key, size, metadata, payload, created_at, ready, due_at)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, `+b.in(0)+`, `+ready+`, `+due+`)`),
+			e.ID, lane, e.Topic, e.Key, len(e.Body)+len(metadata), string(metadata), append([]byte{}, e.Body...))
+		require.NoError(b, err)
+		var pos int64
+		require.NoError(b, tx.QueryRowContext(b.Context(), b.q(`SELECT pos FROM millrace_outbox WHERE id = $1`), e.ID).Scan(&pos))
+		positions = append(positions, pos)
+	}
+	require.NoError(b, tx.Commit())
+	return positions
+}
+
+// in is a time in so many microseconds, in the database's words.
+func (b *bench) in(micros int64) string {
+	switch b.driver {
+	case "mysql":
+		return fmt.Sprintf(`UTC_TIMESTAMP(6) + INTERVAL %d MICROSECOND`, micros)
+	case "sqlite":
+		return fmt.Sprintf(`CAST(unixepoch('subsec') * 1000000 AS INTEGER) + %d`, micros)
+	}
+	return fmt.Sprintf(`clock_timestamp() + %d * interval '1 microsecond'`, micros)
+}
+
+func (b *bench) waiting() (rows []outbox.Row) {
+	b.Helper()
+	found, err := b.raw.QueryContext(b.Context(), `SELECT pos, id, lane, topic, order_key, attempts FROM millrace_outbox ORDER BY pos`)
+	require.NoError(b, err)
+	defer found.Close()
+	for found.Next() {
+		var r outbox.Row
+		require.NoError(b, found.Scan(&r.Pos, &r.ID, &r.Lane, &r.Topic, &r.Key, &r.Attempts))
+		rows = append(rows, r)
+	}
+	require.NoError(b, found.Err())
+	return rows
+}
+
+func (b *bench) dead() (all []outboxtest.Dead) {
+	b.Helper()
+	found, err := b.raw.QueryContext(b.Context(), `SELECT pos, id, lane, topic, order_key, attempts, metadata, payload,
+		destination, reason, error FROM millrace_dead ORDER BY seq`)
+	require.NoError(b, err)
+	defer found.Close()
+	for found.Next() {
+		var d outboxtest.Dead
+		var metadata []byte
+		require.NoError(b, found.Scan(&d.Pos, &d.ID, &d.Lane, &d.Topic, &d.Key, &d.Attempts, &metadata, &d.Payload,
+			&d.Why.Destination, &d.Why.Reason, &d.Why.Error))
+		require.NoError(b, json.Unmarshal(metadata, &d.Metadata))
+		all = append(all, d)
+	}
+	require.NoError(b, found.Err())
+	return all
+}
+
+func (b *bench) lock(pos int64) (unlock func()) {
+	b.Helper()
+	tx, err := b.raw.BeginTx(b.Context(), &sql.TxOptions{})
+	require.NoError(b, err)
+	var id string
+	require.NoError(b, tx.QueryRowContext(b.Context(), b.q(`SELECT id FROM millrace_outbox WHERE pos = $1 FOR UPDATE`), pos).Scan(&id))
+	return func() { require.NoError(b, tx.Rollback()) }
+}

@@ -1,0 +1,123 @@
+package millrace_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/millrace-go/millrace"
+	"github.com/millrace-go/millrace/internal/testenv"
+)
+
+// Beside one busy writer SQLite itself lets another wait until its busy timeout ends.
+func TestSQLiteWritersTakeTurns(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t, "sqlite", millrace.Config{})
+	writer := exec.CommandContext(t.Context(), os.Args[0])
+	writer.Env = append(os.Environ(), "MILLRACE_TEST_WRITER="+e.dsn)
+	writer.Stderr = os.Stderr
+	require.NoError(t, writer.Start())
+	t.Cleanup(func() { _ = writer.Process.Kill(); _ = writer.Wait() })
+
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for i := range 4 {
+		wg.Go(func() { write(ctx, t.Error, e, fmt.Sprint("w", i)) })
+	}
+	testenv.Eventually(t, 20*time.Second, "the other process writes", func() bool {
+		var n int
+		err := e.admin.QueryRow("SELECT COUNT(*) FROM notes WHERE note LIKE 'other%'").Scan(&n)
+		return err == nil && n > 5
+	})
+	var waits []time.Duration
+	for i := range 50 {
+		start := time.Now()
+		_, err := e.db.TxnPool().Exec(ctx, "INSERT INTO notes VALUES (?)", fmt.Sprint("settle", i))
+		require.NoError(t, err)
+		waits = append(waits, time.Since(start))
+	}
+	cancel()
+	wg.Wait()
+	slices.Sort(waits)
+	t.Logf("wait for a turn: half %v, worst %v", waits[len(waits)/2], waits[len(waits)-1])
+	require.Less(t, waits[len(waits)-1], 2*time.Second, "no writer waits out its busy timeout")
+}
+
+// write keeps a transaction of 5 ms open, over and over.
+func write(ctx context.Context, fail func(...any), e *env, name string) {
+	for i := 0; ctx.Err() == nil; i++ {
+		err := e.InTx(ctx, func(ctx context.Context, tx handle) error {
+			if _, err := tx.Count(ctx, "SELECT COUNT(*) FROM notes"); err != nil {
+				return err
+			}
+			<-time.After(5 * time.Millisecond)
+			return note(ctx, tx, fmt.Sprintf("%s-%d", name, i))
+		})
+		if err != nil && ctx.Err() == nil {
+			fail(err)
+			return
+		}
+	}
+}
+
+// otherWriter is the process that TestSQLiteWritersTakeTurns starts.
+func otherWriter(dsn string) {
+	db := openDB("sqlite", dsn)
+	e := sqlEnv(db)
+	write(context.Background(), func(v ...any) { fmt.Fprintln(os.Stderr, v...); os.Exit(1) }, e, "other")
+}
+
+func TestAWriteBesideAnOpenTransactionIsRefusedOnSQLite(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t, "sqlite", millrace.Config{})
+	err := e.InTx(t.Context(), func(ctx context.Context, tx handle) error {
+		_, err := e.db.TxnPool().Exec(ctx, "DELETE FROM notes")
+		return err
+	})
+	require.ErrorIs(t, err, millrace.ErrTransactionOpen)
+}
+
+func TestSQLiteTransactionsWriteFromTheStart(t *testing.T) {
+	t.Parallel()
+	for _, dsn := range []string{"", "&_txlock=deferred", "&_txlock=immediate"} {
+		db := openDB("sqlite", "file:"+testenv.SQLite(t)+"?_pragma=journal_mode(WAL)"+dsn)
+		t.Cleanup(func() { _ = db.Close() })
+		_, err := db.Exec(schema)
+		require.NoError(t, err)
+		e := sqlEnv(db)
+		var wg sync.WaitGroup
+		for i := range 8 { // each reads first: with a plain BEGIN all but one would fail
+			wg.Go(func() {
+				for k := range 5 {
+					err := e.InTx(t.Context(), func(ctx context.Context, tx handle) error {
+						if _, err := tx.Count(ctx, "SELECT COUNT(*) FROM notes"); err != nil {
+							return err
+						}
+						return note(ctx, tx, fmt.Sprint(i, k))
+					})
+					if err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+	}
+}
+
+func TestAnInMemoryDatabaseWorks(t *testing.T) {
+	t.Parallel()
+	db := openDB("sqlite", ":memory:")
+	t.Cleanup(func() { _ = db.Close() })
+	db.SetMaxOpenConns(1)
+	_, err := db.Exec(schema)
+	require.NoError(t, err)
+	require.NoError(t, sqlEnv(db).InTx(t.Context(), func(ctx context.Context, tx handle) error { return note(ctx, tx, "a") }))
+}
