@@ -69,21 +69,26 @@ func AfterCommitOrNow(ctx context.Context, fn func(ctx context.Context) error, o
 }
 
 func register(ctx context.Context, phase txn.Phase, run func(context.Context, txn.Outcome) error, named any, opts []HookOption) error {
-	o := hookOptions{hook: txn.Hook{Phase: phase, Fn: run, Named: named}}
-	for _, opt := range opts {
-		opt(&o)
-	}
+	o := collect(opts)
 	t, err := txn.Current(ctx, o.identity)
 	if err != nil {
 		return err
 	}
+	o.hook.Phase, o.hook.Fn, o.hook.Named = phase, run, named
 	return t.Register(o.hook)
 }
 
 func current(ctx context.Context, opts []HookOption) (*txn.Tx, error) {
+	return txn.Current(ctx, collect(opts).identity)
+}
+
+func collect(opts []HookOption) hookOptions {
+	if len(opts) == 0 {
+		return hookOptions{} // stays on the stack
+	}
 	var o hookOptions
 	for _, opt := range opts {
 		opt(&o)
 	}
-	return txn.Current(ctx, o.identity)
+	return o
 }

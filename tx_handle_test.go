@@ -107,11 +107,14 @@ func TestHandle(t *testing.T) {
 							if err := tx.Exec(ctx, "UPDATE notes SET note = note WHERE note = '"+order[0]+"'"); err != nil {
 								return err
 							}
-							// seen by nobody: the error stays in the row
+							// a prepared statement hides its error from the handle
+							stmt, err := tx.(sqlHandle).tx.PrepareContext(ctx, "UPDATE notes SET note = note WHERE note = ?")
+							if err != nil {
+								return err
+							}
 							ready <- struct{}{}
 							<-goOn
-							_, swallowed := tx.Count(ctx, "SELECT 1 FROM notes WHERE note = '"+order[1]+"' FOR UPDATE")
-							if swallowed != nil {
+							if _, swallowed := stmt.ExecContext(ctx, order[1]); swallowed != nil {
 								_ = publish(ctx, e.db, "ghost")
 							}
 							return nil

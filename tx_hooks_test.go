@@ -153,6 +153,7 @@ func TestHooks(t *testing.T) {
 			require.NoError(t, e.InTx(t.Context(), func(ctx context.Context, tx handle) error {
 				return errors.Join(
 					millrace.AfterCommit(ctx, func(ctx context.Context) error {
+						<-ctx.Done()
 						for len(e.hookErrors()) == 0 {
 							runtime.Gosched()
 						}

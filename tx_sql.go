@@ -108,11 +108,19 @@ type sqlPool struct {
 
 	mu      sync.Mutex
 	dialect txn.Dialect
+	heeds   bool       // COMMIT ends with the context of BEGIN
 	gate    *gate.Gate // SQLite only
 }
 
 func (p *sqlPool) Identity() any           { return p.db }
 func (p *sqlPool) Settings() *txn.Settings { return p.settings }
+
+// Single implements txn.Beginner.
+func (p *sqlPool) Single() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.dialect == txn.SQLite || p.db.Stats().MaxOpenConnections == 1
+}
 
 func (p *sqlPool) Dialect(ctx context.Context) (txn.Dialect, error) {
 	p.mu.Lock()
@@ -132,12 +140,15 @@ func (p *sqlPool) Dialect(ctx context.Context) (txn.Dialect, error) {
 		p.gate = gate.For(path)
 	}
 	p.dialect = dialect
+	p.heeds = dialect == txn.SQLite || driverName(p.db) == "*stdlib.Driver"
 	return dialect, nil
 }
 
+func driverName(db *sql.DB) string { return reflect.TypeOf(db.Driver()).String() }
+
 // detect knows the common drivers by name and asks the database behind others.
 func detect(ctx context.Context, db *sql.DB) (txn.Dialect, error) {
-	switch name := reflect.TypeOf(db.Driver()).String(); {
+	switch name := driverName(db); {
 	case name == "*stdlib.Driver", name == "*pq.Driver":
 		return txn.Postgres, nil
 	case name == "*mysql.MySQLDriver":
@@ -220,7 +231,7 @@ func (p *sqlPool) Begin(ctx context.Context, o txn.Options) (txn.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &sqlConn{dialect: dialect, readOnly: o.ReadOnly}
+	c := &sqlConn{dialect: dialect, heeds: p.heeds, readOnly: o.ReadOnly}
 	if dialect == txn.SQLite && !o.ReadOnly {
 		if c.leave, err = p.enter(ctx); err != nil {
 			return nil, fmt.Errorf("millrace: begin: %w", err)

@@ -15,6 +15,7 @@ import (
 type sqlConn struct {
 	dialect  txn.Dialect
 	readOnly bool
+	heeds    bool // COMMIT ends with cancel
 	tx       *sql.Tx
 	on       ForeignTx          // tx, or a foreign transaction
 	cancel   context.CancelFunc // of the context that the *sql.Tx was begun with
@@ -161,8 +162,7 @@ func (c *sqlConn) outsideMySQL(ctx context.Context) (bool, error) {
 	return dberr.MySQL(err) == noSavepoint, err
 }
 
-// Commit implements txn.Conn. COMMIT runs in a goroutine, because lib/pq and go-sql-driver wait for
-// its answer without limit; if we stop waiting, the connection goes with that goroutine.
+// Commit implements txn.Conn.
 func (c *sqlConn) Commit(ctx context.Context, stmts []txn.Statement, timeout time.Duration) (txn.Outcome, error) {
 	err := txn.ExecAll(ctx, c, stmts)
 	if err == nil {
@@ -175,6 +175,25 @@ func (c *sqlConn) Commit(ctx context.Context, stmts []txn.Statement, timeout tim
 		_ = c.Rollback(ctx) // what made it necessary says more
 		return txn.RolledBack, err
 	}
+	err = c.commit(timeout)
+	switch {
+	case err == nil:
+		return txn.Committed, nil
+	case dberr.NotCommitted(string(c.dialect), err) || refused(err):
+		return txn.RolledBack, fmt.Errorf("millrace: commit: %w", err)
+	}
+	return txn.Unknown, err
+}
+
+// commit sends COMMIT and waits for the answer. lib/pq and go-sql-driver wait for it without limit, so
+// for them it is a goroutine that waits; if we stop waiting, the connection stays with it.
+func (c *sqlConn) commit(timeout time.Duration) error {
+	if c.heeds {
+		timer := time.AfterFunc(timeout, c.cancel)
+		defer timer.Stop()
+		defer c.end()
+		return c.tx.Commit()
+	}
 	answer := make(chan error, 1)
 	go func() {
 		err := c.tx.Commit()
@@ -184,18 +203,11 @@ func (c *sqlConn) Commit(ctx context.Context, stmts []txn.Statement, timeout tim
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	select {
-	case err = <-answer:
+	case err := <-answer:
+		return err
 	case <-timer.C:
-		c.cancel() // pgx heeds it
-		return txn.Unknown, fmt.Errorf("no answer within %v", timeout)
+		return fmt.Errorf("no answer within %v", timeout)
 	}
-	switch {
-	case err == nil:
-		return txn.Committed, nil
-	case dberr.NotCommitted(string(c.dialect), err) || refused(err):
-		return txn.RolledBack, fmt.Errorf("millrace: commit: %w", err)
-	}
-	return txn.Unknown, err
 }
 
 // calm undoes what a read-only SQLite transaction has set on its connection.
@@ -221,11 +233,11 @@ func refused(err error) bool {
 
 // Rollback implements txn.Conn.
 func (c *sqlConn) Rollback(ctx context.Context) error {
+	ctx, cancel := txn.ForRollback(ctx)
+	defer cancel()
 	done := make(chan error, 1)
 	go func() {
-		if c.dialect == txn.SQLite {
-			_ = c.calm(context.WithoutCancel(ctx))
-		}
+		_ = c.calm(ctx)
 		err := c.tx.Rollback()
 		c.end()
 		done <- err

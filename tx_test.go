@@ -28,7 +28,7 @@ func conform(t *testing.T, table []scenario) {
 	for _, driver := range drivers {
 		t.Run(driver, func(t *testing.T) {
 			t.Parallel()
-			e := newEnv(t, driver, millrace.Config{HookTimeout: 50 * time.Millisecond})
+			e := newEnv(t, driver, millrace.Config{HookTimeout: time.Second})
 			for _, s := range table {
 				if s.only != nil && !slices.Contains(s.only, driver) {
 					continue

@@ -14,11 +14,12 @@ const maxSearch = time.Second
 
 // keepLanes keeps a fair share of the lanes: it takes over what is free and hands over what is too much.
 func (s *session) keepLanes(ctx context.Context) error {
-	search := min(maxSearch, s.cfg.Lease/4)
 	next := time.Now()
+	search, searches := min(maxSearch, s.cfg.Lease/4), 0
 	for failing := false; ; {
 		if !time.Now().Before(next) {
-			err := s.balance(ctx)
+			err := s.balance(ctx, searches)
+			searches++
 			if ctx.Err() != nil {
 				return nil
 			}
@@ -37,21 +38,32 @@ func (s *session) keepLanes(ctx context.Context) error {
 	}
 }
 
-// balance sweeps, surveys, and claims or marks lanes to be handed over.
-func (s *session) balance(ctx context.Context) error {
+// tidySearches is the number of searches after which the registrations of the dead are swept even if
+// nothing of theirs is wanted.
+const tidySearches = 32
+
+// balance surveys, and claims or marks lanes to be handed over. Replicas whose lease has ended are swept
+// when their lanes are wanted: a quiet replica that has its share only reads.
+func (s *session) balance(ctx context.Context, search int) error {
 	ctx, cancel := context.WithTimeout(ctx, s.storeTimeout())
 	defer cancel()
-	if _, err := s.store.Sweep(ctx, s.replica); err != nil {
-		return err
-	}
 	survey, err := s.store.Survey(ctx)
 	if err != nil {
 		return err
 	}
-	share := fairShare(survey.Replicas)
 	held, stopping := s.heldLanes()
 	if stopping || !s.lease.valid(time.Now()) {
 		return nil
+	}
+	share := fairShare(survey.Replicas)
+	if held+survey.FreeLanes < share || search%tidySearches == 0 {
+		swept, err := s.store.Sweep(ctx, s.replica)
+		if err != nil {
+			return err
+		}
+		if swept > 0 {
+			survey.FreeLanes = outbox.Lanes // the claim takes what there is
+		}
 	}
 	if n := min(share-held, survey.FreeLanes); n > 0 {
 		return s.claim(ctx, n)

@@ -43,6 +43,7 @@ func runProcess(ctx context.Context) error {
 		return err
 	}
 	defer raw.Close()
+	raw.SetMaxIdleConns(8) // the default of 2 makes it connect anew again and again
 	box, err := outbox.New(millrace.SQL(raw), outbox.Config{})
 	if err != nil {
 		return err

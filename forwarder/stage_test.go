@@ -61,6 +61,7 @@ func newStage(t testing.TB, d database) *stage {
 	raw, err := sql.Open(d.driver, s.dsn)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = raw.Close() })
+	raw.SetMaxIdleConns(16)
 	s.raw, s.db = raw, millrace.SQL(raw)
 	s.box, err = outbox.New(s.db, outbox.Config{})
 	require.NoError(t, err)

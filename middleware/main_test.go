@@ -17,7 +17,7 @@ import (
 	"github.com/millrace-go/millrace/middleware"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+func TestMain(m *testing.M) { testenv.Main(m, testenv.Role("consumer that dies", dyingConsumer)) }
 
 var errHandler = errors.New("the handler failed")
 

@@ -1,6 +1,7 @@
 package middleware
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,7 +49,8 @@ type PoisonConfig struct {
 // publishing fails, the message is nacked.
 //
 // An error that says nothing about the message leaves it in its queue: the end of the message's
-// context (a shutdown), a claim that is held or was lost, a store that is away.
+// context (a shutdown), a claim that is held or was lost, a store that is away. An entry that our
+// subscribers could not read as a message is given up at once, without the handler.
 func PoisonQueue(cfg PoisonConfig) (message.HandlerMiddleware, error) {
 	orDefault(&cfg.Timeout, 10*time.Second)
 	if cfg.Logger == nil {
@@ -63,6 +65,9 @@ func PoisonQueue(cfg PoisonConfig) (message.HandlerMiddleware, error) {
 				// As it came: the handler may write into what it was given.
 				dead := message.NewMessage(msg.UUID, slices.Clone(msg.Payload))
 				maps.Copy(dead.Metadata, msg.Metadata)
+				if err := malformed(msg); err != nil {
+					return nil, cfg.giveUp(msg, dead, rec, err)
+				}
 
 				out, err := next(msg)
 				if err = rec.Judge(err); err == nil || cfg.keeps(msg.Context(), err) {
@@ -72,6 +77,15 @@ func PoisonQueue(cfg PoisonConfig) (message.HandlerMiddleware, error) {
 			})
 		}
 	}, nil
+}
+
+// malformed is why the subscriber could not read the entry, nil for an ordinary message. One that comes
+// from a poison queue has been through this and is for the handler to look at.
+func malformed(msg *message.Message) error {
+	if msg.Metadata[meta.Reason] != meta.Malformed || msg.Metadata[MetaDeadAt] != "" {
+		return nil
+	}
+	return WithReason(errors.New(cmp.Or(msg.Metadata[meta.Error], "the entry is not a message")), meta.Malformed)
 }
 
 func (c PoisonConfig) check() error {

@@ -145,3 +145,27 @@ func TestAnErrorOfAnyLengthFitsIntoTheMetadata(t *testing.T) {
 	require.LessOrEqual(t, len(text), 500)
 	require.NotContains(t, text, "\n")
 }
+
+func TestAnEntryThatIsNoMessageIsGivenUpWithoutTheHandler(t *testing.T) {
+	t.Parallel()
+	dead := &memoryPublisher{}
+	m := must(t)(middleware.PoisonQueue(middleware.PoisonConfig{Publisher: dead, Topic: "dead"}))
+	calls := 0
+	h := m(func(*message.Message) ([]*message.Message, error) { calls++; return nil, nil })
+	msg := delivery(t.Context(), "m", "raw")
+	msg.Metadata["millrace_reason"] = "malformed"
+	msg.Metadata["millrace_error"] = "no uuid"
+	_, err := h(msg)
+	require.NoError(t, err)
+	require.Zero(t, calls)
+	require.Len(t, dead.on("dead"), 1)
+	got := dead.on("dead")[0]
+	require.Equal(t, "raw", string(got.Payload))
+	require.Equal(t, "malformed", got.Metadata[middleware.MetaReason])
+	require.Equal(t, "no uuid", got.Metadata[middleware.MetaError])
+
+	// Read from the poison queue, it is for the handler to look at.
+	_, err = h(got)
+	require.NoError(t, err)
+	require.Equal(t, 1, calls)
+}

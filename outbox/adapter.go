@@ -72,8 +72,8 @@ func (s Schema) insert(dialect txn.Dialect, topic string, msgs []*message.Messag
 	if len(entries) == 0 {
 		return sql.Query{Query: `SELECT 1`}, nil
 	}
-	if len(chunks(entries)) > 1 {
-		return sql.Query{}, fmt.Errorf("%w: one call takes at most %d messages or %d bytes", ErrInvalidMessage, maxRows, maxBytes)
+	if len(chunks(dialect, entries)) > 1 {
+		return sql.Query{}, fmt.Errorf("%w: %d messages are too many, or more than %d bytes, for one call of a sql.Publisher", ErrInvalidMessage, len(entries), maxBytes)
 	}
 	text, args := insertion(dialect, s.prefix(), entries)
 	return sql.Query{Query: text, Args: args}, nil

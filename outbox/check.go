@@ -18,7 +18,7 @@ func (s *sqlStore) Check(ctx context.Context) error {
 	if err := s.checkVersion(ctx); err != nil {
 		return err
 	}
-	if err := s.checkLanes(ctx); err != nil {
+	if err := s.checkTables(ctx); err != nil {
 		return err
 	}
 	return d.check(ctx)
@@ -50,10 +50,12 @@ func (s *sqlStore) checkVersion(ctx context.Context) error {
 	return nil
 }
 
-// checkLanes looks for rows that no forwarder would ever read.
-func (s *sqlStore) checkLanes(ctx context.Context) error {
+// checkTables looks at each table, and for the lanes without which rows are never read.
+func (s *sqlStore) checkTables(ctx context.Context) error {
 	lanes := 0
-	err := s.query(ctx, "check the lanes", `SELECT count(*) FROM millrace_lanes WHERE lane BETWEEN 0 AND 63`, nil,
+	err := s.query(ctx, "check the tables", `SELECT (SELECT count(*) FROM millrace_lanes WHERE lane BETWEEN 0 AND 63)
+		+ (SELECT count(*) FROM millrace_outbox WHERE 1 = 0) + (SELECT count(*) FROM millrace_forwarders WHERE 1 = 0)
+		+ (SELECT count(*) FROM millrace_stops WHERE 1 = 0) + (SELECT count(*) FROM millrace_dead WHERE 1 = 0)`, nil,
 		func(row txn.Scanner) error { return row.Scan(&lanes) })
 	if err != nil {
 		return err

@@ -11,8 +11,12 @@ import (
 // columns is the number of parameters of an inserted row.
 const columns = 7
 
-// maxRows bounds the parameters of one INSERT: SQLite takes 32,766, PostgreSQL and MySQL 65,535.
-const maxRows = 1000
+// maxRows bounds the parameters of one INSERT: PostgreSQL and MySQL take 65,535. SQLite takes 32,766,
+// but its driver needs time with the square of their number, and has no round trips to save.
+const (
+	maxRows       = 1000
+	maxRowsSQLite = 100
+)
 
 // maxBytes bounds one INSERT, well below the smallest max_allowed_packet in use (16 MiB).
 const maxBytes = 4 << 20
@@ -56,11 +60,15 @@ func writeRow(b *strings.Builder, dialect txn.Dialect, before int) {
 }
 
 // chunks cuts entries into what one INSERT carries.
-func chunks(entries []entry) [][]entry {
+func chunks(dialect txn.Dialect, entries []entry) [][]entry {
+	most := maxRows
+	if dialect == txn.SQLite {
+		most = maxRowsSQLite
+	}
 	var cut [][]entry
 	start, bytes := 0, 0
 	for i, e := range entries {
-		if i > start && (i-start == maxRows || bytes+e.size() > maxBytes) {
+		if i > start && (i-start == most || bytes+e.size() > maxBytes) {
 			cut = append(cut, entries[start:i])
 			start, bytes = i, 0
 		}
@@ -76,7 +84,7 @@ func chunks(entries []entry) [][]entry {
 // without content.
 func insertions(dialect txn.Dialect, prefix string, entries []entry) []txn.Statement {
 	var stmts []txn.Statement
-	for _, chunk := range chunks(entries) {
+	for _, chunk := range chunks(dialect, entries) {
 		text, args := insertion(dialect, prefix, chunk)
 		stmts = append(stmts, txn.Statement{SQL: text, Args: args, Check: func(_ int64, err error) error {
 			return insertError(dialect, prefix, err)

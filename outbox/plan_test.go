@@ -28,10 +28,10 @@ func TestEveryStatementUsesItsIndex(t *testing.T) {
 	b := open(t, postgres, outbox.Config{})
 	b.exec(`ALTER TABLE millrace_outbox SET (autovacuum_enabled = off)`)
 	b.exec(`VACUUM ANALYZE millrace_outbox`) // of the empty table: the worst that the planner can know
-	b.backlog("dead", 30000)
+	b.backlog("dead", 20000)
 	b.backlog("live", 1000)
-	b.backlog("later", 10000, "ready, due_at", "false, clock_timestamp() + interval '1 hour'")
-	b.backlog("held", 10000, "ready, held, order_key", "false, 'broker', 'k' || n % 10")
+	b.backlog("later", 5000, "ready, due_at", "false, clock_timestamp() + interval '1 hour'")
+	b.backlog("held", 5000, "ready, held, order_key", "false, 'broker', 'k' || n % 10")
 	for _, known := range []string{"statistics of the empty table", "analyzed"} {
 		for _, mode := range []string{"force_generic_plan", "force_custom_plan"} {
 			for name, statement := range outbox.PostgresStatements() {

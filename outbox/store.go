@@ -1,10 +1,5 @@
 package outbox
 
-// CHANGED: no signature. (1) A stop whose message is gone (settled, then crashed before Lift) is not
-// listed by Stops, holds nothing, and Promote frees what it held: two rules of outboxtest.Run, which
-// Memory does not keep yet. (2) Lane(key) is FNV-1a 64. (3) Hold, Lift, Refuse, Park of one lane are
-// not to be called at the same time; see the comment of Store.
-
 import (
 	"context"
 	"time"

@@ -138,7 +138,7 @@ func (p *postgres) readOnce(ctx context.Context, q Read, perPart int) (rows []Ro
 func (p *postgres) stops(ctx context.Context, lanes []int) ([]Stop, error) {
 	return scanStops(func(row func(txn.Scanner) error) error {
 		return p.query(ctx, "stops", `SELECT s.lane, s.destination, s.order_key, s.pos FROM millrace_stops s
-			WHERE s.lane = ANY ($1::text::int[]) AND EXISTS (SELECT 1 FROM millrace_outbox o WHERE o.pos = s.pos)`,
+			WHERE s.lane = ANY ($1::text::int[]) AND (SELECT true FROM millrace_outbox o WHERE o.pos = s.pos)`,
 			[]any{intArray(lanes)}, row)
 	})
 }

@@ -26,8 +26,9 @@ const pgHeldKeys = `h AS (
 		ORDER BY held, order_key LIMIT 1) x),
 orphans AS MATERIALIZED (
 	SELECT h.lane, h.held, h.order_key FROM h WHERE NOT EXISTS (
-		SELECT 1 FROM millrace_stops s JOIN millrace_outbox o ON o.pos = s.pos
-		WHERE s.lane = h.lane AND s.destination = h.held AND s.order_key = h.order_key))`
+		SELECT 1 FROM millrace_stops s
+		WHERE s.lane = h.lane AND s.destination = h.held AND s.order_key = h.order_key
+		  AND (SELECT true FROM millrace_outbox o WHERE o.pos = s.pos)))` // no join: it could read the whole table
 
 // The look that tells whether there is anything to do writes nothing, so that an idle forwarder
 // consumes no transaction ids. It answers with the microseconds until the earliest due time.

@@ -46,22 +46,24 @@ func (s *steps) promote(ctx context.Context, grants []Grant) (Promotion, error) 
 	return v, err
 }
 
-// unheld are the held rows that no stop of a message that still waits holds.
-const unheld = `ready = 0 AND held IS NOT NULL AND NOT EXISTS (
+// unheld is true of held rows, or keys, that no stop of a message that still waits holds.
+const unheld = `NOT EXISTS (
 	SELECT 1 FROM millrace_stops s JOIN millrace_outbox w ON w.pos = s.pos
 	WHERE s.lane = o.lane AND s.destination = o.held AND s.order_key = o.order_key)`
 
 func (s *steps) look(ctx context.Context, lanes []int) (v lookout, err error) {
 	query := s.found.translate(rename(`SELECT
 		(SELECT {until} FROM millrace_outbox WHERE ready = 0 AND due_at IS NOT NULL AND lane IN (`+list(lanes)+`)),
-		(SELECT count(*) FROM millrace_outbox o WHERE lane IN (`+list(lanes)+`) AND `+unheld+`)`, s.prefix))
+		(SELECT count(*) FROM (SELECT DISTINCT lane, held, order_key FROM millrace_outbox
+			WHERE ready = 0 AND held IS NOT NULL AND lane IN (`+list(lanes)+`)) o WHERE `+unheld+`)`, s.prefix))
 	err = s.pool.Query(ctx, query, nil, func(row txn.Scanner) error { return row.Scan(&v.due, &v.orphans) })
 	return v, err
 }
 
 // unhold makes the held rows ready that nothing holds any more.
 func (s *steps) unhold(ctx context.Context, q txn.Querier, lanes []int) (int, error) {
-	pos, err := s.column(ctx, q, rename(`SELECT pos FROM millrace_outbox o WHERE lane IN (`+list(lanes)+`) AND `+unheld, s.prefix))
+	pos, err := s.column(ctx, q, rename(`SELECT pos FROM millrace_outbox o
+		WHERE ready = 0 AND held IS NOT NULL AND lane IN (`+list(lanes)+`) AND `+unheld, s.prefix))
 	if err != nil || len(pos) == 0 {
 		return 0, err
 	}

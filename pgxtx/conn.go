@@ -71,14 +71,17 @@ func (c *conn) Commit(ctx context.Context, stmts []txn.Statement, timeout time.D
 		_ = c.Rollback(ctx) // what made it necessary says more
 		return txn.RolledBack, err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
-	defer cancel()
+	// The limit is set on the socket: a pipeline whose connection dies never stops watching its context
+	// (pgx 5.8), so it gets one that cannot end.
+	ctx = context.WithoutCancel(ctx)
+	_ = c.PgConn().Conn().SetDeadline(time.Now().Add(timeout)) // fails on a dead connection, which COMMIT notices
 	var outcome txn.Outcome
 	if c.objects {
 		outcome, err = c.judge(c.tx.Commit(ctx))
 	} else {
 		outcome, err = c.last(ctx, stmts[len(ahead):])
 	}
+	_ = c.PgConn().Conn().SetDeadline(time.Time{})
 	if outcome == txn.RolledBack && !c.IsClosed() && c.PgConn().TxStatus() != 'I' {
 		_ = c.Rollback(ctx)
 	}
@@ -146,7 +149,9 @@ func (c *conn) Rollback(ctx context.Context) error {
 	if c.IsClosed() {
 		return nil // the server rolls back
 	}
-	err := c.tx.Rollback(context.WithoutCancel(ctx))
+	ctx, cancel := txn.ForRollback(ctx)
+	defer cancel()
+	err := c.tx.Rollback(ctx)
 	if err != nil && !c.IsClosed() {
 		_ = c.Close(ctx)
 	}

@@ -62,6 +62,9 @@ func (p *pool) Identity() any                                { return p.Pool }
 func (p *pool) Settings() *txn.Settings                      { return p.settings }
 func (p *pool) Dialect(context.Context) (txn.Dialect, error) { return txn.Postgres, nil }
 
+// Single implements txn.Beginner.
+func (p *pool) Single() bool { return p.Stat().MaxConns() == 1 }
+
 func (p *pool) Exec(ctx context.Context, query string, args ...any) (int64, error) {
 	tag, err := p.Pool.Exec(ctx, query, args...)
 	return tag.RowsAffected(), err

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
 	"github.com/stretchr/testify/require"
 
 	"github.com/millrace-go/millrace/broker/rabbitmq"
@@ -209,7 +210,8 @@ func TestABrokerThatBlocksPublishersIsToldAtOnceAndGetsNoCopies(t *testing.T) {
 	}
 	copies := map[string]int{}
 	for _, d := range drain(t, raw(t, direct), "orders") {
-		copies[d.MessageId]++
+		id, _ := d.Headers[amqp.DefaultMessageUUIDHeaderKey].(string)
+		copies[id]++
 	}
 	for _, m := range msgs {
 		require.Positive(t, copies[m.UUID])

@@ -26,6 +26,12 @@ func decode(marshaler amqp.Marshaler, d amqp091.Delivery) *message.Message {
 	}
 	msg, err := unmarshal(marshaler, d)
 	if err != nil {
+		// Those of watermill-amqp give up at headers that are no text, such as the ones that the broker
+		// itself adds when it delivers again.
+		d.Headers = textOnly(d.Headers)
+		msg, err = unmarshal(marshaler, d)
+	}
+	if err != nil {
 		const bound = 500
 		msg, _ = Marshaler{}.Unmarshal(d) // never fails
 		msg.Metadata.Set(meta.Reason, malformed)

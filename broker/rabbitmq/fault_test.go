@@ -3,9 +3,7 @@ package rabbitmq_test
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net/http"
-	"os"
 	"net/url"
 	"slices"
 	"strings"
@@ -149,54 +147,47 @@ func TestConnectionsThatAreCutUnderLoadLoseNothing(t *testing.T) {
 
 func TestKillsOfTheBrokerUnderLoadLoseNothing(t *testing.T) {
 	t.Parallel()
-	kills := 2
+	// Not with quorum queues: RabbitMQ 3.10 on a single node does not always bring them back after a
+	// kill, and then answers neither publish nor consume until it is restarted.
+	config := rabbitmq.Config{ConsumerGroup: "g"}
+	underLoad(t, config, 2, func(server *testenv.Server) { server.Kill(); server.Start() })
+}
+
+func TestARestartOfTheBrokerUnderLoadLosesNothingOfAQuorumQueue(t *testing.T) {
+	t.Parallel()
+	underLoad(t, rabbitmq.Config{ConsumerGroup: "g", Quorum: true}, 1, (*testenv.Server).Restart)
+}
+
+// underLoad ends the broker several times while messages are published and received, and expects all of
+// them in the end.
+func underLoad(t *testing.T, config rabbitmq.Config, times int, end func(*testenv.Server)) {
 	if testenv.Full() {
-		kills = 10
+		times = 10
 	}
-	const batches = 20 // between two kills
+	const batches = 20 // for each time
 	server := testenv.OwnRabbitMQ(t)
-	type load struct {
-		config    rabbitmq.Config
-		topic     string
-		publisher *rabbitmq.Publisher
-		confirmed atomic.Int64
-		sent      []*message.Message
-		got       *received
-	}
-	loads := []*load{
-		{topic: "classic", config: rabbitmq.Config{URL: server.URL, ConsumerGroup: "g"}},
-		{topic: "quorum", config: rabbitmq.Config{URL: server.URL, ConsumerGroup: "g", Quorum: true}},
-	}
-	for _, l := range loads {
-		l.config.Logger = slog.New(slog.NewTextHandler(os.Stdout, nil)).With("load", l.topic)
-		out, err := newSubscriber(t, l.config).Subscribe(t.Context(), l.topic)
-		require.NoError(t, err)
-		l.got = receive(out)
-		l.publisher = newPublisher(t, l.config)
-	}
-	for range kills {
+	config.URL = server.URL
+	out, err := newSubscriber(t, config).Subscribe(t.Context(), "orders")
+	require.NoError(t, err)
+	got := receive(out)
+	p := newPublisher(t, config)
+	var sent []*message.Message
+	for range times {
+		var confirmed atomic.Int64
 		var wg sync.WaitGroup
-		for _, l := range loads {
-			l.confirmed.Store(0)
-			wg.Go(func() {
-				for range batches {
-					msgs := messages(100)
-					l.sent = append(l.sent, msgs...)
-					insist(t, l.publisher, l.topic, msgs)
-					l.confirmed.Add(1)
-				}
-			})
-		}
-		for _, l := range loads {
-			testenv.Eventually(t, 60*time.Second, "load", func() bool { return l.confirmed.Load() >= batches/4 })
-		}
-		server.Kill()
-		server.Start()
+		wg.Go(func() {
+			for range batches {
+				msgs := messages(100)
+				sent = append(sent, msgs...)
+				insist(t, p, "orders", msgs)
+				confirmed.Add(1)
+			}
+		})
+		testenv.Eventually(t, 60*time.Second, "load", func() bool { return confirmed.Load() >= batches/4 })
+		end(server)
 		wg.Wait()
 	}
-	for _, l := range loads {
-		testenv.Eventually(t, 60*time.Second, "every confirmed message", func() bool { return l.got.missing(l.sent) == 0 })
-	}
+	testenv.Eventually(t, 60*time.Second, "every confirmed message", func() bool { return got.missing(sent) == 0 })
 }
 
 func TestABrokerThatFallsSilentIsGivenUpInTimeAndComesBack(t *testing.T) {

@@ -52,6 +52,17 @@ func (Marshaler) Unmarshal(d amqp091.Delivery) (*message.Message, error) {
 	return msg, nil
 }
 
+// textOnly is the table with every value as text, or left out if it is none.
+func textOnly(t amqp091.Table) amqp091.Table {
+	text := make(amqp091.Table, len(t))
+	for name, value := range t {
+		if v, ok := headerText(value); ok {
+			text[name] = v
+		}
+	}
+	return text
+}
+
 // headerText returns a header's value as text, or false if it is none.
 func headerText(value any) (string, bool) {
 	switch v := value.(type) {

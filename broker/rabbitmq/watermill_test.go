@@ -1,16 +1,12 @@
 package rabbitmq_test
 
 import (
-	"context"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
-	"github.com/stretchr/testify/require"
 
 	"github.com/millrace-go/millrace/broker/rabbitmq"
 	"github.com/millrace-go/millrace/internal/testenv"
@@ -60,45 +56,4 @@ func TestWatermillsSuitePassesWithWorkQueues(t *testing.T) {
 		Persistent:                          true,
 		ForceShort:                          !testenv.Full(),
 	}, inGroup(create, ""), nil)
-}
-
-func TestWatermillsReconnectTestPasses(t *testing.T) {
-	server := testenv.OwnRabbitMQ(t)
-	create := pubSub(rabbitmq.Config{URL: server.URL})
-	tests.TestReconnect(t, tests.TestContext{
-		TestID:   tests.NewTestID(),
-		Features: tests.Features{Persistent: true, RestartServiceCommand: restartCommand(t, server.Restart)},
-	}, inGroup(create, "group"))
-}
-
-// restartCommand is a command that has this process restart the server, and waits for it.
-func restartCommand(t *testing.T, restart func()) []string {
-	t.Helper()
-	dir := t.TempDir()
-	ctx, cancel := context.WithCancel(context.Background())
-	stopped := make(chan struct{})
-	t.Cleanup(func() { cancel(); <-stopped })
-	go func() {
-		defer close(stopped)
-		tick := time.NewTicker(50 * time.Millisecond)
-		defer tick.Stop()
-		for ctx.Err() == nil {
-			wanted, err := filepath.Glob(filepath.Join(dir, "restart.*"))
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			for _, file := range wanted {
-				restart()
-				if err := os.Remove(file); err != nil {
-					t.Error(err)
-					return
-				}
-			}
-			<-tick.C
-		}
-	}()
-	path := filepath.Join(dir, "restart.XXXXXX")
-	require.NotContains(t, path, "'")
-	return []string{"sh", "-c", "f=$(mktemp '" + path + "'); while test -e $f; do sleep 0.1; done"}
 }

@@ -52,7 +52,8 @@ type Config struct {
 	// late a message is. Default 250 ms, at most 1 s; it must be below the client's ReadTimeout.
 	Block time.Duration
 	// NackDelay is how long a message that was nacked waits before it is handed out again; it doubles
-	// with each nack of the message, up to 32 times. Default 500 ms.
+	// with each nack of the message, up to 32 times. A handler's error may ask for more, up to a
+	// minute (middleware.RetryAfter). Default 500 ms.
 	NackDelay time.Duration
 	// MaxIdle is how long a member must have been silent about an entry before another takes it over.
 	// A living one speaks three times as often. Default 30 s, at least 100 ms.

@@ -11,9 +11,6 @@ import (
 	"github.com/millrace-go/millrace/internal/meta"
 )
 
-// reasonMalformed is the reason of an entry that is not a message.
-const reasonMalformed = "malformed"
-
 const maxErrorText = 500
 
 // decode makes a message of an entry. One that the marshaler does not understand becomes a message all
@@ -33,7 +30,7 @@ func decode(m wmredis.Unmarshaller, topic, id string, values map[string]any) *me
 	}
 	// The same entry has the same id each time it comes.
 	msg = message.NewMessage(topic+"/"+id, payload)
-	msg.Metadata.Set(meta.Reason, reasonMalformed)
+	msg.Metadata.Set(meta.Reason, meta.Malformed)
 	msg.Metadata.Set(meta.Error, bounded(err.Error()))
 	return msg
 }

@@ -18,7 +18,8 @@
 // hands of handlers at a time. Messages of one key are handed out one after the other, in the order of the
 // stream, also when one of them fails and comes again; messages without a key are handed out
 // in the order of the stream and are not waited for. Order of a key is kept within one subscription: two
-// members of a group share its messages, whatever their key.
+// members of a group share its messages, whatever their key, and what was taken over from a dead one
+// comes after what was read meanwhile.
 //
 // An entry stays pending in Redis until the handler acknowledged it. While this process lives, it keeps
 // the entries it holds (a heartbeat resets their idle time), however slow the handler is; when it dies,
@@ -27,6 +28,8 @@
 //
 // An entry that is not a message is delivered all the same, so that it can be set aside: see
 // [Subscriber] for its form.
+//
+// [Trimmer] removes what every group has acknowledged, and nothing else.
 //
 // # Caveats
 //

@@ -10,11 +10,15 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/millrace-go/millrace/internal/backoff"
+	handling "github.com/millrace-go/millrace/internal/delivery"
 	"github.com/millrace-go/millrace/internal/meta"
 )
 
 // maxUnacked bounds how many acknowledged entries may wait for Redis to take their acknowledgement.
 const maxUnacked = 1000
+
+// maxNackHint bounds how long a handler that asks for it (middleware.RetryAfter) can have an entry wait.
+const maxNackHint = time.Minute
 
 // subscription is one Subscribe call. Its loop alone touches the window; reader, keeper and acker talk to
 // Redis and to the loop, and one goroutine waits for the handler of each message.
@@ -217,7 +221,7 @@ func (s *subscription) take(entries []redis.XMessage) {
 			continue
 		}
 		msg := decode(s.cfg.Marshaler, s.group.topic, e.ID, e.Values)
-		if msg.Metadata.Get(meta.Reason) == reasonMalformed {
+		if msg.Metadata.Get(meta.Reason) == meta.Malformed {
 			s.log.WarnContext(s.values, "redisstreams: an entry is not a message", "id", e.ID)
 		}
 		d := &delivery{id: e.ID, key: msg.Metadata.Get(meta.Key), msg: msg}
@@ -263,6 +267,7 @@ func (s *subscription) ack(id string) {
 
 // later has a nacked entry wait before it is handed out again.
 func (s *subscription) later(d *delivery, stopping bool) {
+	hint := handling.NackDelay(d.msg)
 	d.msg, d.cancel = d.msg.Copy(), nil
 	d.nacks++
 	if d.lost {
@@ -273,6 +278,7 @@ func (s *subscription) later(d *delivery, stopping bool) {
 		return
 	}
 	wait := backoff.Policy{Base: s.cfg.NackDelay, Max: 32 * s.cfg.NackDelay}.Ceiling(d.nacks)
+	wait = max(wait, min(hint, maxNackHint))
 	go func() {
 		timer := time.NewTimer(wait)
 		defer timer.Stop()

@@ -21,22 +21,16 @@ type audit struct {
 	msgs     <-chan *message.Message
 	close    []func() error
 
-	kills  chan<- struct{}
-	killAt map[int]bool // at how many forwarded messages the forwarder is killed
-
 	seen map[string]bool // by message id
 	last map[string]int  // the newest order number of each customer
 }
 
 // openAudit subscribes. Afterwards the broker keeps for the audit what it gets.
-func openAudit(ctx context.Context, cfg config, p *progress, kills chan<- struct{}, logTo io.Writer) (*audit, error) {
+func openAudit(ctx context.Context, cfg config, p *progress, logTo io.Writer) (*audit, error) {
 	log := slog.New(slog.NewTextHandler(logTo, nil)).With("process", "audit")
 	a := &audit{
-		topic: cfg.Topic, progress: p, kills: kills,
-		killAt: map[int]bool{}, seen: map[string]bool{}, last: map[string]int{},
-	}
-	for i := range cfg.Kills { // spread over the run
-		a.killAt[max(1, (i+1)*cfg.Orders/(cfg.Kills+1))] = true
+		topic: cfg.Topic, progress: p,
+		seen: map[string]bool{}, last: map[string]int{},
 	}
 	pub, err := newPublisher(cfg, log)
 	if err != nil {
@@ -92,9 +86,6 @@ func (a *audit) look(msg *message.Message) error {
 			s.Disorder++
 		}
 	})
-	if a.killAt[len(a.seen)] {
-		a.kills <- struct{}{} // the forwarder has published this message, and hardly had time to settle it
-	}
 	if rand.IntN(20) == 0 {
 		return a.sendAgain(msg)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -33,7 +34,9 @@ const usage = `An order service whose forwarder is killed again and again, and a
   go run ./demo -db postgres://user:password@host/database -broker amqp://user:password@host/vhost -dedup redis://host
   go run ./demo -real               PostgreSQL with RabbitMQ, then with Redis, as the test harness starts them
 
-Nothing stays behind on a server: the demo works in a schema, exchange and streams of its own, and removes them.
+MILLRACE_DEMO_DB, MILLRACE_DEMO_BROKER and MILLRACE_DEMO_DEDUP stand in for -db, -broker and -dedup.
+On a server the demo works in a schema, exchange and streams of its own, and removes them. What Redis remembers of handled
+messages expires within a day.
 
 `
 
@@ -42,9 +45,9 @@ func parse(args []string, stderr io.Writer) (cfg config, real bool, err error) {
 	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() { fmt.Fprint(stderr, usage); flags.PrintDefaults() }
-	flags.StringVar(&cfg.DB, "db", os.Getenv("MILLRACE_DEMO_DB"), "`url` of the database: postgres://… (default SQLite in a temporary folder)")
-	flags.StringVar(&cfg.Broker, "broker", os.Getenv("MILLRACE_DEMO_BROKER"), "`url` of the broker: amqp://… or redis://… (default an in-process Redis)")
-	flags.StringVar(&cfg.Dedup, "dedup", os.Getenv("MILLRACE_DEMO_DEDUP"), "`url` of the Redis that remembers what was handled: redis://… (default that of the broker, or in process)")
+	flags.StringVar(&cfg.DB, "db", "", "`url` of the database: postgres://… (default SQLite in a temporary folder)")
+	flags.StringVar(&cfg.Broker, "broker", "", "`url` of the broker: amqp://… or redis://… (default an in-process Redis)")
+	flags.StringVar(&cfg.Dedup, "dedup", "", "`url` of the Redis that remembers what was handled: redis://… (default that of the broker, or in process)")
 	flags.IntVar(&cfg.Orders, "orders", 4000, "how many orders are placed; 10000 with -real")
 	flags.IntVar(&cfg.Rate, "rate", 250, "orders a second, 0 = as fast as they go; 0 with -real")
 	flags.IntVar(&cfg.Kills, "kills", 6, "how often the forwarder is killed")
@@ -52,6 +55,10 @@ func parse(args []string, stderr io.Writer) (cfg config, real bool, err error) {
 	if err := flags.Parse(args); err != nil {
 		return cfg, real, err
 	}
+	// Not as the flags' defaults: -h would print them, passwords too.
+	cfg.DB = cmp.Or(cfg.DB, os.Getenv("MILLRACE_DEMO_DB"))
+	cfg.Broker = cmp.Or(cfg.Broker, os.Getenv("MILLRACE_DEMO_BROKER"))
+	cfg.Dedup = cmp.Or(cfg.Dedup, os.Getenv("MILLRACE_DEMO_DEDUP"))
 	if real {
 		given := map[string]bool{}
 		flags.Visit(func(f *flag.Flag) { given[f.Name] = true })

@@ -33,14 +33,13 @@ func perform(ctx context.Context, cfg config, s *stage, p *progress, log io.Writ
 			return g.Wait()
 		}
 	}
-	kills := make(chan struct{}, cfg.Kills)
-	audit, err := openAudit(ctx, cfg, p, kills, log)
+	audit, err := openAudit(ctx, cfg, p, log)
 	if err != nil {
 		curtain()
 		return errors.Join(err, g.Wait())
 	}
 	g.Go(func() error { return audit.run(ctx) })
-	g.Go(func() error { return keepForwarding(ctx, cfg, p, kills, log) })
+	g.Go(func() error { return keepForwarding(ctx, cfg, p, log) })
 	g.Go(func() error {
 		defer curtain()
 		return takeOrders(ctx, cfg, s, p)

@@ -32,3 +32,6 @@ const (
 	Reason = Prefix + "reason"
 	Error  = Prefix + "error"
 )
+
+// Malformed is the Reason that a subscriber gives to an entry that it could not read as a message.
+const Malformed = "malformed"

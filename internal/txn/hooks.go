@@ -134,9 +134,12 @@ type runner struct {
 	settings *Settings
 	outcome  Outcome
 
-	mu    sync.Mutex
-	queue []hook
-	over  bool
+	mu      sync.Mutex
+	queue   []hook
+	over    bool
+	running *hook // with since, for the watch
+	since   time.Time
+	watch   *time.Timer
 }
 
 type depthKey struct{}
@@ -155,6 +158,8 @@ func (t *Tx) runHooks(ctx context.Context, outcome Outcome) {
 	ctx, cancel := context.WithTimeout(ctx, t.settings.HooksTimeout)
 	defer cancel()
 	r := &runner{ctx: ctx, settings: t.settings, outcome: outcome, queue: queue}
+	r.watch = time.AfterFunc(time.Hour, r.overrun)
+	defer r.watch.Stop()
 	r.run()
 }
 
@@ -185,16 +190,13 @@ func (r *runner) one(h hook) {
 	if h.undone {
 		outcome = RolledBack
 	}
-	ctx, cancel := context.WithTimeout(context.WithValue(r.ctx, endedKey{}, &ending{r, outcome, h.round}), r.settings.HookTimeout)
+	ctx, cancel := context.WithTimeout(r.ctx, r.settings.HookTimeout)
 	defer cancel()
-	start := time.Now()
-	unwatch := context.AfterFunc(ctx, func() {
-		r.report(h, fmt.Errorf("%w after %v, waiting for it", ErrHookOverrun, time.Since(start).Round(time.Millisecond)), nil)
-	})
+	r.watched(&h)
 	returned := false
 	defer func() {
 		v := recover()
-		unwatch()
+		r.watched(nil)
 		switch {
 		case v != nil:
 			r.report(h, &PanicError{v}, debug.Stack())
@@ -203,12 +205,47 @@ func (r *runner) one(h hook) {
 			r.run()
 		}
 	}()
-	err := h.Fn(ctx, outcome)
+	err := h.Fn(&hookContext{ctx, ending{r, outcome, h.round}}, outcome)
 	returned = true
-	unwatch()
 	if err != nil {
 		r.report(h, err, nil)
 	}
+}
+
+// watched starts the watch of a hook, or ends it.
+func (r *runner) watched(h *hook) {
+	r.mu.Lock()
+	r.running, r.since = h, time.Now()
+	r.mu.Unlock()
+	if h != nil {
+		limit, _ := r.ctx.Deadline()
+		r.watch.Reset(min(r.settings.HookTimeout, max(0, time.Until(limit))))
+	} else {
+		r.watch.Stop()
+	}
+}
+
+// overrun reports the hook that is running. The timer may have fired late, for one that was before it.
+func (r *runner) overrun() {
+	r.mu.Lock()
+	h, took := r.running, time.Since(r.since)
+	r.mu.Unlock()
+	if h != nil && (took >= r.settings.HookTimeout || r.ctx.Err() != nil) {
+		r.report(*h, fmt.Errorf("%w after %v, waiting for it", ErrHookOverrun, took.Round(time.Millisecond)), nil)
+	}
+}
+
+// hookContext is the context that a hook gets.
+type hookContext struct {
+	context.Context
+	ending
+}
+
+func (c *hookContext) Value(key any) any {
+	if key == (endedKey{}) {
+		return &c.ending
+	}
+	return c.Context.Value(key)
 }
 
 // ending is what the context of a hook knows of the transaction that has ended.

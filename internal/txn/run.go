@@ -42,8 +42,8 @@ func Run(ctx context.Context, p Beginner, o Options, fn func(context.Context, *T
 			return open.nested(ctx, fn)
 		}
 	case RequiresNew:
-		if isOpen && open.dialect == SQLite {
-			return fmt.Errorf("%w: RequiresNew on SQLite, whose one writer is the open transaction", ErrUnsupported)
+		if isOpen && p.Single() {
+			return fmt.Errorf("%w: RequiresNew would wait for ever for the open transaction", ErrUnsupported)
 		}
 		isOpen = false
 	}
@@ -103,7 +103,7 @@ func (t *Tx) nested(ctx context.Context, fn func(context.Context, *Tx) error) (e
 		return err
 	}
 	undo := func(cause error) error {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
+		ctx, cancel := ForRollback(ctx)
 		defer cancel()
 		err := exec(ctx, "ROLLBACK TO SAVEPOINT")
 		if err == nil {
@@ -231,11 +231,11 @@ func (t *Tx) complete(ctx context.Context, cause error) (Outcome, error) {
 		cause = t.inside(ctx)
 	}
 	if cause != nil || giveUp {
-		if err := t.rollback(ctx, cause); t.strange && errors.Is(cause, ErrOutside) {
-			return Unknown, &UnknownError{Cause: err} // it may have been a COMMIT that went past us
-		} else {
-			return RolledBack, err
+		err := t.rollback(ctx, cause)
+		if errors.Is(cause, ErrOutside) && t.mayHaveCommitted() {
+			return Unknown, &UnknownError{Cause: err}
 		}
+		return RolledBack, err
 	}
 	outcome, err := t.conn.Commit(ctx, stmts, t.options.CommitTimeout)
 	switch {
@@ -265,10 +265,22 @@ func (t *Tx) verdict() error {
 	return nil
 }
 
+// mayHaveCommitted says whether a COMMIT may have gone past us.
+func (t *Tx) mayHaveCommitted() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.strange
+}
+
+// settled is why the server has ended the transaction already.
+func (t *Tx) settled() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.aborted
+}
+
 func (t *Tx) rollback(ctx context.Context, cause error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
-	defer cancel()
-	if err := t.conn.Rollback(ctx); err != nil && t.aborted == nil {
+	if err := t.conn.Rollback(ctx); err != nil && t.settled() == nil {
 		t.settings.Logger.Warn("rollback failed, connection closed", "err", err)
 		if cause != nil {
 			return errors.Join(cause, err)

@@ -45,7 +45,5 @@ func Atomic(ctx context.Context, p Pool, o Options, fn func(Querier) error) erro
 }
 
 func rollbackAtomic(ctx context.Context, conn Conn) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
-	defer cancel()
 	_ = conn.Rollback(ctx) // a connection that cannot say ROLLBACK is closed
 }

@@ -370,3 +370,8 @@ func ExecAll(ctx context.Context, q Querier, stmts []Statement) error {
 
 // rollbackTimeout bounds a ROLLBACK; when it is over the connection is closed instead.
 const rollbackTimeout = 5 * time.Second
+
+// ForRollback returns the context of a ROLLBACK, which must be sent although ctx may have ended.
+func ForRollback(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
+}

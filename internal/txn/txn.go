@@ -64,6 +64,8 @@ type Beginner interface {
 	// Begin begins a transaction. ctx bounds waiting for a connection and BEGIN itself; the
 	// transaction does not end with it.
 	Begin(ctx context.Context, o Options) (Conn, error)
+	// Single is true if there cannot be a second transaction beside one.
+	Single() bool
 	// Settings are the same for every transaction of the Pool.
 	Settings() *Settings
 }
@@ -83,7 +85,7 @@ type Conn interface {
 	// round trip; commit is how long COMMIT may take, whatever happens to ctx. An error with
 	// RolledBack means that the server did not commit; the connection is gone back in any case.
 	Commit(ctx context.Context, stmts []Statement, commit time.Duration) (Outcome, error)
-	// Rollback ends the transaction and gives the connection back. If ROLLBACK cannot be sent, the
+	// Rollback ends the transaction, also when ctx has ended, and gives the connection back. If ROLLBACK cannot be sent, the
 	// connection is closed, which makes the server roll back.
 	Rollback(ctx context.Context) error
 }

@@ -1,0 +1,131 @@
+package outbox_test
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/millrace-go/millrace/outbox"
+)
+
+func TestCheckPassesWhereTheMigrationsWereApplied(t *testing.T) {
+	each(t, func(b *bench) { require.NoError(b, b.box.Check(b.Context())) })
+}
+
+// role is a user of the database who may do what grants say, and its URL.
+func (b *bench) role(name string, grants ...string) string {
+	b.Helper()
+	b.exec(`DROP ROLE IF EXISTS ` + name)
+	b.exec(`CREATE ROLE ` + name + ` LOGIN PASSWORD 'secret'`)
+	b.Cleanup(func() {
+		ctx := context.WithoutCancel(b.Context())
+		_, _ = b.raw.ExecContext(ctx, `DROP OWNED BY `+name)
+		_, _ = b.raw.ExecContext(ctx, `DROP ROLE `+name)
+	})
+	for _, grant := range grants {
+		b.exec(strings.ReplaceAll(grant, "$user", name))
+	}
+	u, err := url.Parse(b.url)
+	require.NoError(b, err)
+	u.User = url.UserPassword(name, "secret")
+	return u.String()
+}
+
+const grantAll = `GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO $user`
+
+func TestCheckNamesWhatIsWrongOnPostgreSQLAndItsRemedy(t *testing.T) {
+	for name, c := range map[string]struct {
+		before, after string
+		want          []string
+	}{
+		"read-only":        {before: `ALTER ROLE $user SET default_transaction_read_only = on`, want: []string{"default_transaction_read_only", "ALTER ROLE"}},
+		"isolation":        {before: `ALTER ROLE $user SET default_transaction_isolation = 'serializable'`, want: []string{"default_transaction_isolation", "read committed"}},
+		"timeout":          {before: `ALTER ROLE $user SET statement_timeout = '100ms'`, want: []string{"statement_timeout", "100 ms"}},
+		"DELETE revoked":   {before: `REVOKE DELETE ON millrace_outbox FROM $user`, want: []string{"privileges", "GRANT SELECT"}},
+		"SELECT revoked":   {before: `REVOKE ALL ON millrace_lanes FROM $user`, want: []string{"millrace_*", "grant"}},
+		"cached sequence":  {before: `ALTER TABLE millrace_outbox ALTER COLUMN pos SET CACHE 20`, want: []string{"CACHE", "SET CACHE 1"}},
+		"missing index":    {before: `DROP INDEX millrace_outbox_ready`, want: []string{"indexes", "2 of 3"}},
+		"missing lane":     {before: `DELETE FROM millrace_lanes WHERE lane = 7`, want: []string{"63 of its 64"}},
+		"older schema":     {before: `DELETE FROM millrace_schema`, want: []string{"have not been created", "millrace.Migrate"}},
+		"outbox not there": {before: `DROP TABLE millrace_outbox`, want: []string{"millrace_*"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := open(t, postgres, outbox.Config{})
+			role := fmt.Sprintf("check_%d", time.Now().UnixNano())
+			url := b.role(role, grantAll, c.before)
+			err := connect(t, postgres, url, outbox.Config{}).box.Check(t.Context())
+			require.Error(t, err)
+			require.True(t, outbox.IsSetup(err), "%v", err)
+			for _, want := range c.want {
+				require.ErrorContains(t, err, want)
+			}
+			require.NotContains(t, err.Error(), "secret")
+		})
+	}
+}
+
+func TestCheckTellsSetupFromOutage(t *testing.T) {
+	good := open(t, postgres, outbox.Config{})
+	with := func(change func(u *url.URL)) string {
+		u, err := url.Parse(good.url)
+		require.NoError(t, err)
+		change(u)
+		return u.String()
+	}
+	for name, c := range map[string]struct {
+		url   string
+		setup bool
+	}{
+		"wrong password":   {with(func(u *url.URL) { u.User = url.UserPassword("nobody", "secret") }), true},
+		"no such database": {with(func(u *url.URL) { u.Path = "/missing" }), true},
+		"nobody listens":   {with(func(u *url.URL) { u.User, u.Host = url.UserPassword("u", "secret"), "127.0.0.1:1" }), false},
+	} {
+		for _, back := range []backend{postgres, postgresPool, postgresPq} {
+			t.Run(name+"/"+back.name, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				err := connect(t, back, c.url, outbox.Config{}).box.Check(ctx)
+				require.Error(t, err)
+				require.Equal(t, c.setup, outbox.IsSetup(err), "%v", err)
+				require.NotContains(t, err.Error(), "secret")
+			})
+		}
+	}
+}
+
+func TestCheckWantsWALOnSQLite(t *testing.T) {
+	b := open(t, sqlite, outbox.Config{})
+	b.exec(`PRAGMA journal_mode = delete`)
+	err := b.box.Check(t.Context())
+	require.True(t, outbox.IsSetup(err))
+	require.ErrorContains(t, err, "journal_mode(wal)")
+}
+
+func TestCheckWantsAutocommitAndOnePrimaryOnMySQL(t *testing.T) {
+	b := open(t, mariadb, outbox.Config{})
+	for setting, value := range map[string]string{"autocommit": "0", "auto_increment_increment": "2"} {
+		bad := connect(t, mariadb, b.url+"&"+setting+"="+value, outbox.Config{})
+		err := bad.box.Check(t.Context())
+		require.True(t, outbox.IsSetup(err), "%v", err)
+		require.ErrorContains(t, err, setting)
+	}
+}
+
+func TestPublishIntoMissingTablesSaysWhatToDo(t *testing.T) {
+	for _, back := range []backend{postgres, postgresPool, sqlite, mariadb} {
+		t.Run(back.name, func(t *testing.T) {
+			b := connect(t, back, back.source(t), outbox.Config{})
+			err := b.inTx(t.Context(), func(ctx context.Context) error { return b.box.Publish(ctx, "orders", msg("1", "secret")) })
+			require.Error(t, err)
+			require.True(t, outbox.IsSetup(err), "%v", err)
+			require.ErrorContains(t, err, "millrace.Migrate")
+			require.NotContains(t, err.Error(), "secret")
+		})
+	}
+}
