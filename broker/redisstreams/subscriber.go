@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/millrace-go/millrace/internal/died"
 )
 
 // Subscriber reads messages from Redis Streams, as a member of a consumer group or, with no group
@@ -74,7 +76,9 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	go func() {
 		defer s.running.Done()
 		if err := sub.run(); err != nil {
-			s.fail(fmt.Errorf("subscription to %q: %w", topic, err))
+			err = fmt.Errorf("subscription to %q: %w", topic, err)
+			s.fail(err)
+			died.Report(ctx, err)
 		}
 		close(sub.out)
 	}()
