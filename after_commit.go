@@ -27,6 +27,13 @@ func Name(name string) HookOption { return func(o *hookOptions) { o.hook.Name = 
 // registered.
 func Order(n int) HookOption { return func(o *hookOptions) { o.hook.Order = n } }
 
+// Async has the hook run in a goroutine, so that InTx does not wait for it: at most Config.AsyncWorkers
+// at once, the next wait in a queue. Order does not bind it. Its deadline counts from its start, and one
+// that overruns is reported. It is never dropped: where the queue is full, and after Close, it runs in
+// the caller's goroutine like any other. A process that ends without Close loses what waits, as a crash
+// does. BeforeCommit refuses it with ErrUnsupported.
+func Async() HookOption { return func(o *hookOptions) { o.hook.Async = true } }
+
 // BeforeCommit has fn run inside the transaction of ctx, after the function given to InTx returned nil
 // and before COMMIT. Its error or panic rolls the transaction back. A BeforeCommit hook may register
 // hooks of every kind, further BeforeCommit hooks among them.

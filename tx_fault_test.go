@@ -38,39 +38,55 @@ func proxied(t *testing.T, driver string, cfg millrace.Config) (*env, *proxy.Pro
 	p := proxy.New(t, hostPort.FindString(direct.dsn))
 	e := dial(t, driver, hostPort.ReplaceAllString(direct.dsn, p.Addr), cfg)
 	e.admin = direct.admin
+	require.NoError(t, millrace.Migrate(t.Context(), direct.db, millrace.WitnessMigrations()))
 	return e, p
+}
+
+// commitTimeout is that of the tests whose COMMIT is cut.
+const commitTimeout = 500 * time.Millisecond
+
+// commitFaults are what happens to the connection while COMMIT is on its way.
+var commitFaults = map[string]func(p *proxy.Proxy){
+	"request lost":    func(p *proxy.Proxy) { p.Cut() },
+	"request stalled": func(p *proxy.Proxy) { p.Blackhole(true) },
+	"reply stalled":   func(p *proxy.Proxy) { p.BlackholeReplies(true) },
+	"reply lost": func(p *proxy.Proxy) {
+		p.BlackholeReplies(true)
+		time.AfterFunc(commitTimeout/4, p.Cut)
+	},
+}
+
+// heal ends all of them. What was held back is lost.
+func heal(p *proxy.Proxy) {
+	p.Cut()
+	p.Blackhole(false)
+}
+
+// cutCommit commits once, so that drivers know their statements, and then with a fault.
+func cutCommit(t *testing.T, e *env, p *proxy.Proxy, strike func(*proxy.Proxy)) (*journal, error) {
+	require.NoError(t, e.InTx(t.Context(), func(ctx context.Context, tx handle) error { return note(ctx, tx, "first") }))
+	p.OnBytes(true, commitBytes(e.driver), func() { strike(p) })
+	var j journal
+	return &j, e.InTx(t.Context(), func(ctx context.Context, tx handle) error {
+		require.NoError(t, note(ctx, tx, "a"))
+		require.NoError(t, publish(ctx, e.db, "message"))
+		return j.all(ctx, "")
+	})
 }
 
 // Whatever happens to the connection while COMMIT is under way, InTx is back within its commit timeout
 // and never says rolled back of what was committed, nor committed of what was not.
 func TestTheOutcomeOfACutCommitIsNeverGuessed(t *testing.T) {
-	const timeout = 500 * time.Millisecond
-	faults := map[string]func(p *proxy.Proxy){
-		"request lost":    func(p *proxy.Proxy) { p.Cut() },
-		"request stalled": func(p *proxy.Proxy) { p.Blackhole(true) },
-		"reply stalled":   func(p *proxy.Proxy) { p.BlackholeReplies(true) },
-		"reply lost": func(p *proxy.Proxy) {
-			p.BlackholeReplies(true)
-			time.AfterFunc(timeout/4, p.Cut)
-		},
-	}
 	for _, driver := range []string{"pgx", "pgx-stdlib", "pq", "mysql"} {
 		t.Run(driver, func(t *testing.T) {
 			t.Parallel()
-			for name, strike := range faults {
+			for name, strike := range commitFaults {
 				t.Run(name, func(t *testing.T) {
-					e, p := proxied(t, driver, millrace.Config{CommitTimeout: timeout})
+					e, p := proxied(t, driver, millrace.Config{CommitTimeout: commitTimeout})
 					t.Cleanup(p.Cut) // ends the COMMIT that nobody waits for any more
-					require.NoError(t, e.InTx(t.Context(), func(ctx context.Context, tx handle) error { return note(ctx, tx, "first") }))
-					p.OnBytes(true, commitBytes(driver), func() { strike(p) })
-					var j journal
 					start := time.Now()
-					err := e.InTx(t.Context(), func(ctx context.Context, tx handle) error {
-						require.NoError(t, note(ctx, tx, "a"))
-						require.NoError(t, publish(ctx, e.db, "message"))
-						return j.all(ctx, "")
-					})
-					require.Less(t, time.Since(start), 10*timeout)
+					j, err := cutCommit(t, e, p, strike)
+					require.Less(t, time.Since(start), 10*commitTimeout)
 					var unknown *millrace.UnknownOutcomeError
 					require.ErrorAs(t, err, &unknown)
 					require.Equal(t, "before, done:unknown", j.String())

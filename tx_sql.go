@@ -20,10 +20,24 @@ import (
 type Config struct {
 	// CommitTimeout is how long COMMIT may take before its outcome is Unknown. Default 10 s.
 	CommitTimeout time.Duration
+	// ResolveTimeout, if set (30 s is a good choice), has InTx find out what became of a transaction
+	// whose COMMIT was not answered, for up to so long, also when its context ends meanwhile. Only if
+	// even that fails, the outcome stays Unknown; InTx returns within CommitTimeout and ResolveTimeout,
+	// and the hooks' time. Bind does the same.
+	//
+	// It needs the table of WitnessMigrations, into which each transaction that is not read-only
+	// writes a row: on pgx in COMMIT's round trip, through database/sql in one more. To find out,
+	// another connection of the pool writes there too; while the transaction may still be open on the
+	// server, it asks again. See PurgeWitnesses. At most 30 min. Default: an Unknown outcome is left so.
+	ResolveTimeout time.Duration
 	// HookTimeout is the deadline of each hook's context, HooksTimeout that of all hooks of one
 	// transaction together. A hook that overruns is reported, and waited for. Defaults 5 s and 30 s.
 	HookTimeout  time.Duration
 	HooksTimeout time.Duration
+	// AsyncWorkers is how many Async hooks run at once, each in a goroutine that ends with it;
+	// AsyncQueue is how many more may wait. Defaults 4 and 1000.
+	AsyncWorkers int
+	AsyncQueue   int
 	// OnHookError is told of each hook that failed after its transaction had ended. It runs in the
 	// goroutine of the hook, for an overrun in another one. Default: only logged.
 	OnHookError func(HookError)
@@ -53,11 +67,19 @@ func (c Config) TxnSettings() (*txn.Settings, error) {
 		}
 		return d
 	}
+	size := func(name string, n, otherwise int) int {
+		return int(limit(name, time.Duration(n), time.Duration(otherwise)))
+	}
 	s := &txn.Settings{
-		CommitTimeout: limit("CommitTimeout", c.CommitTimeout, 10*time.Second),
-		HookTimeout:   limit("HookTimeout", c.HookTimeout, 5*time.Second),
-		HooksTimeout:  limit("HooksTimeout", c.HooksTimeout, 30*time.Second),
-		Logger:        c.Logger,
+		CommitTimeout:  limit("CommitTimeout", c.CommitTimeout, 10*time.Second),
+		ResolveTimeout: limit("ResolveTimeout", c.ResolveTimeout, 0),
+		HookTimeout:    limit("HookTimeout", c.HookTimeout, 5*time.Second),
+		HooksTimeout:   limit("HooksTimeout", c.HooksTimeout, 30*time.Second),
+		Async:          txn.NewCrew(size("AsyncWorkers", c.AsyncWorkers, 4), size("AsyncQueue", c.AsyncQueue, 1000)),
+		Logger:         c.Logger,
+	}
+	if s.ResolveTimeout > txn.MaxResolve {
+		errs = append(errs, fmt.Errorf("millrace: Config.ResolveTimeout is more than %v", txn.MaxResolve))
 	}
 	if s.Logger == nil {
 		s.Logger = slog.New(slog.DiscardHandler)
@@ -91,6 +113,11 @@ func SQL(db *sql.DB, cfg ...Config) *SQLDB {
 	}
 	return &SQLDB{&sqlPool{db: db, settings: s}}
 }
+
+// Close waits until the Async hooks have ended, or for ctx; then it returns an error that says how many
+// have not. Hooks that become due later run in their caller's goroutine. Everything else goes on: Close
+// does not close the *sql.DB. It may be called more than once, and need not be without Async hooks.
+func (d *SQLDB) Close(ctx context.Context) error { return d.pool.settings.Async.Close(ctx) }
 
 // TxnPool is for millrace's own packages.
 func (d *SQLDB) TxnPool() txn.Pool { return d.pool }

@@ -9,18 +9,14 @@ import (
 // any.
 func (w *window) next(maxRows, maxBytes int) []*item {
 	w.batch++
-	var batch, later []*item
+	var batch []*item
 	for bytes := 0; ; {
 		it := w.pop()
 		if it == nil {
 			break
 		}
-		if it.careful() && w.fragile != nil {
-			later = append(later, it)
-			continue
-		}
 		if len(batch) > 0 && (it.alone() || len(batch) >= maxRows || bytes+it.row.Size > maxBytes) {
-			later = append(later, it)
+			w.push(it)
 			break
 		}
 		w.take(it)
@@ -33,9 +29,6 @@ func (w *window) next(maxRows, maxBytes int) []*item {
 			w.wake(it.key)
 		}
 	}
-	for _, it := range later {
-		w.push(it)
-	}
 	return batch
 }
 
@@ -44,27 +37,16 @@ func (w *window) next(maxRows, maxBytes int) []*item {
 func (w *window) probe(after int64) []*item {
 	w.batch++
 	var passed []*item
-	var found *item
-	for found == nil {
-		it := w.pop()
-		if it == nil {
-			break
-		}
-		if it.row.Pos <= after || it.careful() && w.fragile != nil {
-			passed = append(passed, it)
-			continue
-		}
-		found = it
+	found := w.pop()
+	for found != nil && found.row.Pos <= after {
+		passed = append(passed, found)
+		found = w.pop()
 	}
-	for i, it := range passed {
-		if found == nil && !(it.careful() && w.fragile != nil) {
-			found, passed[i] = it, nil
-		}
+	if found == nil && len(passed) > 0 {
+		found, passed = passed[0], passed[1:]
 	}
 	for _, it := range passed {
-		if it != nil {
-			w.push(it)
-		}
+		w.push(it)
 	}
 	if found == nil {
 		return nil

@@ -4,12 +4,17 @@ import stdheap "container/heap"
 
 // heap holds what may be handed out, lowest position first. Entries may have become stale: they are
 // dropped when they come up.
-type heap struct{ items itemHeap }
+type heap []*item
 
 func (w *window) push(it *item) {
-	if !it.heaped {
-		it.heaped = true
-		stdheap.Push(&w.ready.items, it)
+	if it.heaped {
+		return
+	}
+	it.heaped = true
+	if it.careful() {
+		stdheap.Push(&w.fragileReady, it)
+	} else {
+		stdheap.Push(&w.ready, it)
 	}
 }
 
@@ -26,10 +31,18 @@ func (w *window) free(q *queue) bool {
 	return q.flying == 0 || w.ordered && q.batch == w.batch && q.items[0].state == flying
 }
 
-// pop returns the lowest item that may go out, nil if there is none.
+// pop returns the lowest item that may go out, nil if there is none. While a careful item is out, no
+// other one may go.
 func (w *window) pop() *item {
-	for len(w.ready.items) > 0 {
-		it := stdheap.Pop(&w.ready.items).(*item)
+	for {
+		from := &w.ready
+		if w.fragile == nil && len(w.fragileReady) > 0 && (len(w.ready) == 0 || w.fragileReady[0].row.Pos < w.ready[0].row.Pos) {
+			from = &w.fragileReady
+		}
+		if len(*from) == 0 {
+			return nil
+		}
+		it := stdheap.Pop(from).(*item)
 		it.heaped = false
 		switch {
 		case it.state != queued, it.lane.lost, it.lane.leaving, w.known[it.row.Pos] != it:
@@ -38,16 +51,13 @@ func (w *window) pop() *item {
 			return it
 		}
 	}
-	return nil
 }
 
-type itemHeap []*item
-
-func (h itemHeap) Len() int           { return len(h) }
-func (h itemHeap) Less(i, j int) bool { return h[i].row.Pos < h[j].row.Pos }
-func (h itemHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *itemHeap) Push(x any)        { *h = append(*h, x.(*item)) }
-func (h *itemHeap) Pop() any {
+func (h heap) Len() int           { return len(h) }
+func (h heap) Less(i, j int) bool { return h[i].row.Pos < h[j].row.Pos }
+func (h heap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *heap) Push(x any)        { *h = append(*h, x.(*item)) }
+func (h *heap) Pop() any {
 	old := *h
 	it := old[len(old)-1]
 	old[len(old)-1] = nil

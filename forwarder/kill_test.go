@@ -47,7 +47,13 @@ func killing(t *testing.T, s *stage, broker far, rounds int, lease time.Duration
 	}
 	require.NotZero(t, s.waiting(), "there was work to lose")
 	last := s.spawn(address, lease, "")
-	testenv.Eventually(t, 2*time.Minute, "the outbox is empty", func() bool { return s.waiting() == 0 })
+	t.Cleanup(func() {
+		if t.Failed() { // say where it stands
+			_ = last.Process.Signal(syscall.SIGQUIT)
+			_ = last.Wait()
+		}
+	})
+	testenv.Eventually(t, time.Minute, "the outbox is empty", func() bool { return s.waiting() == 0 })
 	require.NoError(t, last.Process.Signal(syscall.SIGTERM))
 	require.NoError(t, last.Wait())
 	require.Zero(t, s.count("millrace_forwarders"), "a graceful stop releases the lanes")

@@ -3,6 +3,7 @@ package forwarder
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -22,6 +23,9 @@ func (s *session) keepLanes(ctx context.Context) error {
 			searches++
 			if ctx.Err() != nil {
 				return nil
+			}
+			if errors.Is(err, errClaim) {
+				return err
 			}
 			if err != nil && !failing {
 				s.log.WarnContext(ctx, "lanes not surveyed, trying on", "error", err)
@@ -91,12 +95,19 @@ func (s *session) heldLanes() (held int, stopping bool) {
 	return held, s.stopping
 }
 
+// errClaim ends a session whose claim has no answer: lanes may be registered for it that it does not
+// know of, and nobody would work them.
+var errClaim = errors.New("forwarder: it is not known which lanes were claimed")
+
 // claim takes lanes, and loads their stops before anything of them is read. If the stops cannot be
 // loaded, the lanes go back.
 func (s *session) claim(ctx context.Context, n int) error {
 	grants, err := s.store.Claim(ctx, s.replica, n)
-	if err != nil || len(grants) == 0 {
-		return err
+	if err != nil {
+		return fmt.Errorf("%w: %w", errClaim, err)
+	}
+	if len(grants) == 0 {
+		return nil
 	}
 	lanes := make([]int, len(grants))
 	for i, g := range grants {
@@ -104,7 +115,10 @@ func (s *session) claim(ctx context.Context, n int) error {
 	}
 	stops, err := s.store.Stops(ctx, lanes)
 	if err != nil {
-		return errors.Join(err, s.store.Release(ctx, grants))
+		if lost := s.store.Release(ctx, grants); lost != nil {
+			return fmt.Errorf("%w: %w", errClaim, lost)
+		}
+		return err
 	}
 	byLane := s.stopsOf(stops)
 	careful := 0

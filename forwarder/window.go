@@ -73,14 +73,16 @@ type window struct {
 	lanes  map[int]*lane
 	known  map[int64]*item
 	keys   map[string]*queue
-	ready  heap // may hold stale entries; pop skips them
+	ready  heap
 	bytes  int
 	flying int // items with the publisher, those of lost lanes included
 
-	batch    uint64 // the batch being built
-	fragile  *item  // the one careful item that is out
-	settling []*item
-	desk     []task
+	batch   uint64 // the batch being built
+	fragile *item  // the one careful item that is out
+
+	fragileReady heap // as ready, of careful items
+	settling     []*item
+	desk         []task
 
 	reading map[int]*lane      // lanes of the open read, nil if none is open
 	erased  map[int64]struct{} // what left since that read began
@@ -192,10 +194,10 @@ func (w *window) remove(it *item) {
 	w.soothe(l)
 }
 
-// soothe has the crash count of a lane reset once its first read has been worked off.
+// soothe ends the care for a lane once its first read has been worked off: its crash count is reset.
 func (w *window) soothe(l *lane) {
 	if l.seen && l.first == 0 && !l.calm && !l.lost {
-		l.calm = true
+		l.calm, l.careful = true, false
 		w.desk = append(w.desk, task{kind: taskCalm, lane: l})
 	}
 }

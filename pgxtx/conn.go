@@ -54,10 +54,14 @@ func (c *conn) Inside(context.Context) error {
 
 func because(err error, text string) error { return txn.Because(err, errors.New(text)) }
 
-// Commit implements txn.Conn. The last statement and COMMIT make one round trip.
+// together is how many statements at most share the round trip of COMMIT: the last of a flush, and the
+// witness.
+const together = 2
+
+// Commit implements txn.Conn. The last statements and COMMIT make one round trip.
 func (c *conn) Commit(ctx context.Context, stmts []txn.Statement, timeout time.Duration) (txn.Outcome, error) {
 	ahead := stmts
-	if n := len(stmts); n > 0 && !stmts[n-1].Alone && !c.objects {
+	for n := len(stmts); n > 0 && n > len(stmts)-together && !stmts[n-1].Alone && !c.objects; n-- {
 		ahead = stmts[:n-1]
 	}
 	err := c.Inside(ctx)
@@ -94,8 +98,7 @@ func (c *conn) run(ctx context.Context, stmts []txn.Statement) error {
 	return txn.ExecAll(ctx, c, stmts)
 }
 
-// last sends the statement, if there is one, and COMMIT. If the statement fails, the server skips
-// COMMIT.
+// last sends the statements and COMMIT. When a statement fails, the server skips what follows it.
 func (c *conn) last(ctx context.Context, stmts []txn.Statement) (txn.Outcome, error) {
 	var b pgx.Batch
 	for _, s := range stmts {

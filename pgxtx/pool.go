@@ -38,6 +38,11 @@ func Pool(p *pgxpool.Pool, cfg ...millrace.Config) *DB {
 	return &DB{&pool{p, s}}
 }
 
+// Close waits until the Async hooks have ended, or for ctx; then it returns an error that says how many
+// have not. Hooks that become due later run in their caller's goroutine. Everything else goes on: Close
+// does not close the pool. It may be called more than once, and need not be without Async hooks.
+func (d *DB) Close(ctx context.Context) error { return d.pool.settings.Async.Close(ctx) }
+
 // TxnPool is for millrace's own packages.
 func (d *DB) TxnPool() txn.Pool { return d.pool }
 

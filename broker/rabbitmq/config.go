@@ -57,7 +57,8 @@ type Config struct {
 	// AMQP.Consume.Qos.PrefetchCount if AMQP is set and has one, or else 10.
 	Concurrency int
 	// NackDelay is how long a nacked message waits before it comes again; it doubles with each nack of
-	// the message, up to 32 times. Default 500 ms.
+	// the message, up to 32 times. A handler's error may ask for more, up to a minute
+	// (middleware.RetryAfter). Default 500 ms.
 	NackDelay time.Duration
 	// CloseTimeout is how long handlers may go on after Close or the end of Subscribe's context; after
 	// that their messages' contexts are cancelled and their messages go back to the queue. Default 10 s.

@@ -13,9 +13,6 @@ import (
 	"github.com/millrace-go/millrace/internal/meta"
 )
 
-// malformed is the reason in the metadata of a message that the Marshaler could not read.
-const malformed = "malformed"
-
 // decode makes a message of whatever there is in a queue: an entry that nobody can read must go
 // where the others go, to the handler and from there to the poison queue, or it would stand in the way
 // for ever.
@@ -34,7 +31,7 @@ func decode(marshaler amqp.Marshaler, d amqp091.Delivery) *message.Message {
 	if err != nil {
 		const bound = 500
 		msg, _ = Marshaler{}.Unmarshal(d) // never fails
-		msg.Metadata.Set(meta.Reason, malformed)
+		msg.Metadata.Set(meta.Reason, meta.Malformed)
 		msg.Metadata.Set(meta.Error, fmt.Sprintf("%.*s", bound, err.Error()))
 	}
 	if msg.Metadata == nil {

@@ -129,13 +129,16 @@ func (s *Subscriber) Err() error {
 	return s.err
 }
 
-func (s *Subscriber) died(topic string, err error) {
+// fail remembers why a subscription died.
+func (s *Subscriber) fail(topic string, err error) error {
+	s.log.Error("rabbitmq: subscription ended", "topic", topic, "error", err)
+	err = fmt.Errorf("rabbitmq: subscription to %q ended: %w", topic, err)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.log.Error("rabbitmq: subscription ended", "topic", topic, "error", err)
 	if s.err == nil {
-		s.err = fmt.Errorf("rabbitmq: subscription to %q ended: %w", topic, err)
+		s.err = err
 	}
+	return err
 }
 
 // Close ends all subscriptions as the end of their contexts would, waits for them, and closes the

@@ -11,6 +11,8 @@ import (
 	amqp091 "github.com/rabbitmq/amqp091-go"
 
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/delivery"
+	"github.com/millrace-go/millrace/internal/died"
 	"github.com/millrace-go/millrace/internal/meta"
 )
 
@@ -55,7 +57,11 @@ type opened struct {
 type settled struct {
 	item  *item
 	acked bool
+	wait  time.Duration // that the handler asked for with its nack
 }
+
+// maxNackHint bounds how long a handler that asks for it (middleware.RetryAfter) can have a message wait.
+const maxNackHint = time.Minute
 
 func newSubscription(ctx context.Context, parent *Subscriber, topic string) *subscription {
 	config := parent.config
@@ -127,7 +133,7 @@ func (s *subscription) run(first *session) {
 	}
 	for s.ctx.Err() == nil {
 		if err := s.step(); err != nil {
-			s.parent.died(s.params.Topic, err)
+			died.Report(s.values, s.parent.fail(s.params.Topic, err))
 			s.cancel()
 		}
 	}
@@ -175,7 +181,7 @@ func (s *subscription) arrived(d amqp091.Delivery) {
 	msg := decode(s.config.AMQP.Marshaler, d)
 	it.id, it.key = msg.UUID, msg.Metadata.Get(meta.Key)
 	it.nacks = max(s.nacks[it.id], deliveries(d))
-	if msg.Metadata.Get(meta.Reason) == malformed {
+	if msg.Metadata.Get(meta.Reason) == meta.Malformed {
 		s.log.Warn("rabbitmq: a malformed message", "queue", s.params.QueueName)
 	}
 	s.window.add(it)
@@ -208,6 +214,7 @@ func (s *subscription) watch(it *item, msg *message.Message) {
 			s.log.Debug("rabbitmq: ack came too late, the message will come again", "error", err)
 		}
 	case <-msg.Nacked():
+		done.wait = delivery.NackDelay(msg)
 	case <-s.ended:
 		return
 	}
@@ -232,7 +239,7 @@ func (s *subscription) settle(done settled) {
 		s.window.remove(it)
 	default:
 		it.nacks++
-		time.AfterFunc(s.backoff.Ceiling(it.nacks), func() {
+		time.AfterFunc(max(s.backoff.Ceiling(it.nacks), min(done.wait, maxNackHint)), func() {
 			select {
 			case s.due <- it:
 			case <-s.ended:

@@ -14,6 +14,7 @@ type Binding struct {
 	t      *Tx
 	cause  error // why fn did not pass the transaction on for COMMIT
 	passed bool
+	mark   witness
 }
 
 // Bind runs around, in which a foreign transaction begins, goes through Binding.Run, and ends, and then
@@ -27,7 +28,8 @@ func Bind(ctx context.Context, p Beginner, around func(context.Context, *Binding
 	returned := false
 	defer func() {
 		if !returned && b.t != nil {
-			b.t.conclude(ctx, b.outcome(errLeft))
+			outcome, _ := b.find(ctx, errLeft) // the panic goes on
+			b.t.conclude(ctx, outcome)
 		}
 	}()
 	err = around(ctx, b)
@@ -35,15 +37,21 @@ func Bind(ctx context.Context, p Beginner, around func(context.Context, *Binding
 	if b.t == nil {
 		return err
 	}
-	outcome := b.outcome(err)
+	outcome, err := b.find(ctx, err)
 	b.t.conclude(ctx, outcome)
-	switch {
-	case outcome == Unknown && err == nil:
-		return &UnknownError{Cause: fmt.Errorf("the transaction's error was ignored: %w", b.cause)}
-	case outcome == Unknown:
-		return &UnknownError{Cause: err}
-	}
 	return err
+}
+
+// find is outcome, and the witness's word where that is Unknown.
+func (b *Binding) find(ctx context.Context, err error) (Outcome, error) {
+	outcome := b.outcome(err)
+	switch {
+	case outcome != Unknown:
+		return outcome, err
+	case err == nil:
+		err = fmt.Errorf("the transaction's error was ignored: %w", b.cause)
+	}
+	return b.t.resolve(ctx, b.mark, err)
 }
 
 // Dialect is the kind of database.
@@ -78,13 +86,16 @@ func (b *Binding) Run(ctx context.Context, conn Conn, fn func(context.Context) e
 	if err == nil && t.mayCommit(ctx) {
 		err = t.beforeCommit(inner)
 	}
-	b.cause = t.handOver(ctx, err)
-	b.passed = b.cause == nil
+	mark, last := t.newWitness()
+	b.cause = t.handOver(ctx, err, last)
+	if b.cause == nil { // only then the witness is certainly there
+		b.passed, b.mark = true, mark
+	}
 	return b.cause
 }
 
 // handOver is complete without the COMMIT, which is the owner's.
-func (t *Tx) handOver(ctx context.Context, cause error) error {
+func (t *Tx) handOver(ctx context.Context, cause error, last []Statement) error {
 	t.mu.Lock()
 	verdict := t.verdict()
 	if verdict == nil && t.giveUp {
@@ -104,7 +115,7 @@ func (t *Tx) handOver(ctx context.Context, cause error) error {
 		err = t.inside(ctx)
 	}
 	if err == nil {
-		err = ExecAll(ctx, t.conn, stmts)
+		err = ExecAll(ctx, t.conn, append(stmts, last...))
 	}
 	return err
 }

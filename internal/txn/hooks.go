@@ -32,6 +32,7 @@ type Hook struct {
 	Named any // the user's function, whose name stands in for Name
 	Name  string
 	Order int
+	Async bool // in the Crew, if that has room
 }
 
 type hook struct {
@@ -50,6 +51,9 @@ const (
 
 // Register adds a hook. It fails once the transaction is completing.
 func (t *Tx) Register(h Hook) error {
+	if h.Async && h.Phase == BeforeCommit {
+		return fmt.Errorf("%w: COMMIT cannot wait for an async hook", ErrUnsupported)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.err(); err != nil {
@@ -130,6 +134,7 @@ func (t *Tx) due(outcome Outcome) []hook {
 
 // runner runs hooks one after the other, whatever each of them does.
 type runner struct {
+	outer    context.Context // ctx without the deadline
 	ctx      context.Context
 	settings *Settings
 	outcome  Outcome
@@ -155,9 +160,13 @@ func (t *Tx) runHooks(ctx context.Context, outcome Outcome) {
 		return
 	}
 	ctx = context.WithValue(Masked(context.WithoutCancel(ctx)), depthKey{}, depth(ctx)+1)
-	ctx, cancel := context.WithTimeout(ctx, t.settings.HooksTimeout)
+	runAll(ctx, t.settings, outcome, queue)
+}
+
+func runAll(outer context.Context, s *Settings, outcome Outcome, queue []hook) {
+	ctx, cancel := context.WithTimeout(outer, s.HooksTimeout)
 	defer cancel()
-	r := &runner{ctx: ctx, settings: t.settings, outcome: outcome, queue: queue}
+	r := &runner{outer: outer, ctx: ctx, settings: s, outcome: outcome, queue: queue}
 	r.watch = time.AfterFunc(time.Hour, r.overrun)
 	defer r.watch.Stop()
 	r.run()
@@ -169,8 +178,16 @@ func (r *runner) run() {
 		if !ok {
 			return
 		}
-		r.one(h)
+		if !h.Async || !r.hire(h) {
+			r.one(h)
+		}
 	}
+}
+
+// hire gives h to the crew, with deadlines of its own from when it starts.
+func (r *runner) hire(h hook) bool {
+	h.Async = false
+	return r.settings.Async.take(func() { runAll(r.outer, r.settings, r.outcome, []hook{h}) })
 }
 
 func (r *runner) next() (hook, bool) {

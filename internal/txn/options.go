@@ -2,6 +2,7 @@ package txn
 
 import (
 	"database/sql"
+	"errors"
 	"log/slog"
 	"time"
 )
@@ -28,13 +29,26 @@ type Options struct {
 	Retries       int
 }
 
+func (o Options) check() error {
+	var errs []error
+	if o.CommitTimeout < 0 {
+		errs = append(errs, errors.New("millrace: InTx: CommitTimeout is negative"))
+	}
+	if o.Retries < 0 {
+		errs = append(errs, errors.New("millrace: InTx: Retries is negative"))
+	}
+	return errors.Join(errs...)
+}
+
 // Settings are those of one Pool, complete with defaults.
 type Settings struct {
-	CommitTimeout time.Duration
-	HookTimeout   time.Duration
-	HooksTimeout  time.Duration
-	OnHookError   func(HookError)
-	Logger        *slog.Logger
+	CommitTimeout  time.Duration
+	ResolveTimeout time.Duration // 0: an Unknown outcome stays so
+	HookTimeout    time.Duration
+	HooksTimeout   time.Duration
+	Async          *Crew
+	OnHookError    func(HookError)
+	Logger         *slog.Logger
 }
 
 // HookError is one failure of a hook that ran after the transaction had ended.

@@ -12,6 +12,9 @@ import (
 // Run runs fn as o.Propagation says: in a new transaction, in the open one, or in none, when it gets a
 // nil Tx.
 func Run(ctx context.Context, p Beginner, o Options, fn func(context.Context, *Tx) error) error {
+	if err := o.check(); err != nil {
+		return err
+	}
 	open, isOpen := From(ctx, p)
 	if isOpen {
 		if err := open.Err(); errors.Is(err, ErrTxCompleted) {
@@ -237,10 +240,11 @@ func (t *Tx) complete(ctx context.Context, cause error) (Outcome, error) {
 		}
 		return RolledBack, err
 	}
-	outcome, err := t.conn.Commit(ctx, stmts, t.options.CommitTimeout)
+	witness, last := t.newWitness()
+	outcome, err := t.conn.Commit(ctx, append(stmts, last...), t.options.CommitTimeout)
 	switch {
 	case outcome == Unknown:
-		err = &UnknownError{Cause: err}
+		return t.resolve(ctx, witness, err)
 	case outcome == Committed:
 		err = nil
 	}

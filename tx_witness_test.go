@@ -1,0 +1,143 @@
+package millrace_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"maps"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/millrace-go/millrace"
+	"github.com/millrace-go/millrace/internal/fault/proxy"
+)
+
+// With resolution every cut COMMIT ends in a definite answer, and that is the truth in the database.
+func TestTheOutcomeOfACutCommitIsFoundOut(t *testing.T) {
+	all := maps.Clone(commitFaults)
+	for _, name := range []string{"request stalled", "reply stalled"} {
+		stall := all[name]
+		all[name] = func(p *proxy.Proxy) {
+			stall(p)
+			time.AfterFunc(2*commitTimeout, func() { heal(p) })
+		}
+	}
+	all["reply lost"] = func(p *proxy.Proxy) {
+		p.BlackholeReplies(true)
+		time.AfterFunc(commitTimeout/4, func() { heal(p) })
+	}
+	all["request late"] = func(p *proxy.Proxy) {
+		p.Blackhole(true)
+		time.AfterFunc(2*commitTimeout, func() { p.Blackhole(false) })
+	}
+	for _, driver := range []string{"pgx", "pgx-stdlib", "pq", "mysql"} {
+		t.Run(driver, func(t *testing.T) {
+			t.Parallel()
+			for name, strike := range all {
+				t.Run(name, func(t *testing.T) {
+					e, p := proxied(t, driver, millrace.Config{CommitTimeout: commitTimeout, ResolveTimeout: 30 * time.Second})
+					t.Cleanup(func() { heal(p) })
+					j, err := cutCommit(t, e, p, strike)
+					notes := e.notes(t)
+					var unknown *millrace.UnknownOutcomeError
+					require.NotErrorAs(t, err, &unknown)
+					if err == nil {
+						require.Equal(t, "a first message", notes)
+						require.Equal(t, "before, committed, done:committed", j.String())
+					} else {
+						require.ErrorIs(t, err, millrace.ErrTxAborted)
+						require.Equal(t, "first", notes)
+						require.Equal(t, "before, rolledback, done:rolled back", j.String())
+					}
+					switch {
+					case strings.HasPrefix(name, "reply"):
+						require.NoError(t, err)
+					case name == "request lost":
+						require.Error(t, err)
+					}
+					heal(p)
+					require.NoError(t, e.InTx(t.Context(), func(ctx context.Context, tx handle) error {
+						_, err := tx.Count(ctx, "SELECT COUNT(*) FROM notes")
+						return err
+					}), "the pool works")
+				})
+			}
+		})
+	}
+}
+
+func TestAnOutcomeThatCannotBeFoundOutStaysUnknownInBoundedTime(t *testing.T) {
+	t.Parallel()
+	e, p := proxied(t, "pgx", millrace.Config{CommitTimeout: commitTimeout, ResolveTimeout: commitTimeout})
+	t.Cleanup(func() { heal(p) })
+	start := time.Now()
+	j, err := cutCommit(t, e, p, commitFaults["reply stalled"])
+	require.Less(t, time.Since(start), 20*commitTimeout)
+	var unknown *millrace.UnknownOutcomeError
+	require.ErrorAs(t, err, &unknown)
+	require.Equal(t, "before, done:unknown", j.String())
+}
+
+func TestTheOutcomeOfAForeignTransactionIsFoundOut(t *testing.T) {
+	t.Parallel()
+	for name, committed := range map[string]bool{"reply lost": true, "request lost": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e, p := proxied(t, "mysql", millrace.Config{ResolveTimeout: 30 * time.Second})
+			p.OnBytes(true, []byte("COMMIT"), func() {
+				if committed {
+					p.BlackholeReplies(true)
+					time.AfterFunc(commitTimeout/4, func() { heal(p) })
+				} else {
+					p.Cut()
+				}
+			})
+			var j journal
+			err := millrace.Bind(t.Context(), e.db.(*millrace.SQLDB), func(ctx context.Context, b *millrace.Binding) error {
+				return orm(ctx, e.pool, func(tx *sql.Tx) error {
+					return b.Run(ctx, tx, func(ctx context.Context) error {
+						_, err := tx.ExecContext(ctx, "INSERT INTO notes VALUES ('a')")
+						return errors.Join(err, j.all(ctx, ""))
+					})
+				})
+			})
+			if committed {
+				require.NoError(t, err)
+				require.Equal(t, "a", e.notes(t))
+				require.Equal(t, "before, committed, done:committed", j.String())
+			} else {
+				require.ErrorIs(t, err, millrace.ErrTxAborted)
+				require.Empty(t, e.notes(t))
+				require.Equal(t, "before, rolledback, done:rolled back", j.String())
+			}
+		})
+	}
+}
+
+func TestATransactionWritesAWitnessUnlessItIsReadOnly(t *testing.T) {
+	for _, driver := range drivers {
+		t.Run(driver, func(t *testing.T) {
+			t.Parallel()
+			e := newEnv(t, driver, millrace.Config{ResolveTimeout: time.Second})
+			put := func(ctx context.Context, tx handle) error {
+				return errors.Join(note(ctx, tx, "a"), publish(ctx, e.db, "m1"), publish(ctx, e.db, "m2"), publish(ctx, e.db, "m3"))
+			}
+			err := e.InTx(t.Context(), put)
+			require.ErrorContains(t, err, "WitnessMigrations")
+			require.Empty(t, e.notes(t), "without its witness it must not commit")
+
+			require.NoError(t, millrace.Migrate(t.Context(), e.db, millrace.WitnessMigrations()))
+			require.NoError(t, e.InTx(t.Context(), put))
+			require.Equal(t, "a m1 m2 m3", e.notes(t))
+			require.NoError(t, e.InTx(t.Context(), func(ctx context.Context, tx handle) error {
+				_, err := tx.Count(ctx, "SELECT COUNT(*) FROM notes")
+				return err
+			}, millrace.ReadOnly()))
+			require.Error(t, e.InTx(t.Context(), put), "the notes are there already")
+			require.Equal(t, 1, count(t, e.admin, "SELECT COUNT(*) FROM millrace_witness WHERE kind = 'W'"))
+		})
+	}
+}
