@@ -69,10 +69,10 @@ func (g *generator) scope(kind string, depth int) *scope {
 		case "hook":
 			st.phase, st.order = g.pick("before", "committed", "rolledback", "done"), g.IntN(3)-1
 			if st.phase == "before" {
-				st.scope = g.scope("hook", max(depth+1, 3))
+				st.scope = g.scope("hook", max(depth, 3))
 			}
 		case "scope":
-			if depth == 4 {
+			if depth >= 4 {
 				st.do = "write"
 				break
 			}
@@ -238,12 +238,9 @@ func (m *model) scope(s *scope) error {
 // InTx is the whole of a program.
 func (m *model) InTx(s *scope) error {
 	err := m.run(s)
-	for round := 0; err == nil && !m.failed && !m.doomed && !m.giveUp; round++ {
-		hooks := m.takeBefore()
-		if len(hooks) == 0 {
-			break
-		}
-		for _, h := range hooks {
+	may := err == nil && !m.failed && !m.doomed && !m.giveUp
+	for round := m.takeBefore(); may && err == nil && len(round) > 0; round = m.takeBefore() {
+		for _, h := range round {
 			m.add("%s", h.text)
 			if h.scope != nil && err == nil {
 				err = m.run(h.scope)

@@ -46,7 +46,11 @@ func (c *sqlConn) begin(ctx context.Context, db *sql.DB, o txn.Options) error {
 		}
 		opts.Isolation = sql.LevelDefault
 	}
-	tx, err := db.BeginTx(own, opts)
+	var tx *sql.Tx
+	err := retryBusy(ctx, func() (err error) { // _txlock may make BEGIN itself a writer
+		tx, err = db.BeginTx(own, opts)
+		return err
+	})
 	if err != nil {
 		return err
 	}

@@ -2,10 +2,13 @@ package millrace_test
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -93,14 +96,18 @@ func TestSQLiteTransactionsWriteFromTheStart(t *testing.T) {
 		require.NoError(t, err)
 		e := sqlEnv(db)
 		var wg sync.WaitGroup
-		for i := range 8 { // each reads first: with a plain BEGIN all but one would fail
-			wg.Go(func() {
-				for k := range 5 {
+		stranger, stop := context.WithCancel(t.Context())
+		wg.Go(func() { writePastTheGate(stranger, t, db) })
+		var ours sync.WaitGroup
+		for i := range 4 { // each reads first: after a plain BEGIN the stranger's writes would come between
+			ours.Go(func() {
+				for k := range 10 {
 					err := e.InTx(t.Context(), func(ctx context.Context, tx handle) error {
 						if _, err := tx.Count(ctx, "SELECT COUNT(*) FROM notes"); err != nil {
 							return err
 						}
-						return note(ctx, tx, fmt.Sprint(i, k))
+						<-time.After(2 * time.Millisecond)
+						return note(ctx, tx, fmt.Sprint(i, "-", k))
 					})
 					if err != nil {
 						t.Error(err)
@@ -108,7 +115,20 @@ func TestSQLiteTransactionsWriteFromTheStart(t *testing.T) {
 				}
 			})
 		}
+		ours.Wait()
+		stop()
 		wg.Wait()
+	}
+}
+
+// writePastTheGate is a writer that knows nothing of millrace.
+func writePastTheGate(ctx context.Context, t *testing.T, db *sql.DB) {
+	for i := 0; ctx.Err() == nil; i++ {
+		_, err := db.ExecContext(ctx, "INSERT INTO notes VALUES ('stranger-"+strconv.Itoa(i)+"')")
+		if err != nil && ctx.Err() == nil && !strings.Contains(err.Error(), "SQLITE_BUSY") {
+			t.Error(err)
+			return
+		}
 	}
 }
 

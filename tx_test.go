@@ -60,6 +60,12 @@ func TestTransactions(t *testing.T) {
 			require.Equal(t, "a message", e.notes(t))
 			require.Equal(t, "before, in use: 0, committed, done:committed", j.String())
 		}},
+		{"negative options are refused before anything happens", nil, func(t *testing.T, e *env) {
+			err := e.InTx(t.Context(), func(context.Context, handle) error { panic("not reached") },
+				millrace.CommitTimeout(-1), millrace.Retries(-1))
+			require.ErrorContains(t, err, "CommitTimeout is negative")
+			require.ErrorContains(t, err, "Retries is negative")
+		}},
 		{"an error rolls back", nil, func(t *testing.T, e *env) {
 			var j journal
 			err := e.InTx(t.Context(), func(ctx context.Context, tx handle) error {

@@ -9,7 +9,9 @@ import (
 func PostgresStatements() map[string]string {
 	const lane, grants, row = `'3'`, `'{1,2,3}', '{1,1,1}'`, `'7', 'x'`
 	call := map[string][2]string{
-		"read":    {pgRead, `'{0,1,2,3,4,5,6,7}', '{live}', '{1,2,3}', '{a}', 32, 500, 1000000`},
+		"read":    {pgRead, `'{0,1,2,3,4,5,6,7}', '{live}', '{1,2,3}', '{a}', 32, 500, 1000000, 0`},
+		"lowest":  {pgLowestReady, `0, 1000`},
+		"few":     {pgFewTopics, `20000, 1000`},
 		"look":    {pgLook, `'{1,2,3}'`},
 		"promote": {pgPromote, grants + `, 1000`},
 		"settle":  {pgSettle, grants + `, '{1,2,3}', '{a,b,c}'`},

@@ -16,7 +16,8 @@ import (
 // well; other waits end after a second.
 type postgres struct {
 	*sqlStore
-	size tableSize
+	size  tableSize
+	bound bound
 }
 
 // tag makes one statement into several, by the size of the table. Drivers keep statements prepared, and
@@ -64,9 +65,10 @@ SET owner = $1, epoch = l.epoch + 1, crashes = l.crashes + CASE WHEN l.owner IS 
 FROM c WHERE l.lane = c.lane
 RETURNING l.lane, l.epoch, l.crashes`
 
-func (p *postgres) claim(ctx context.Context, replica string, n int) ([]Grant, error) {
-	var grants []Grant
-	err := p.query(ctx, "claim", pgClaim, []any{replica, n}, func(row txn.Scanner) error {
+func (p *postgres) claim(ctx context.Context, replica string, n int) (grants []Grant, err error) {
+	done := p.bound.lower() // the last holder may have made rows ready
+	defer func() { done(err) }()
+	err = p.query(ctx, "claim", pgClaim, []any{replica, n}, func(row txn.Scanner) error {
 		var g Grant
 		err := row.Scan(&g.Lane, &g.Epoch, &g.Crashes)
 		grants = append(grants, g)
@@ -90,14 +92,15 @@ func (p *postgres) release(ctx context.Context, grants []Grant) error {
 
 // What is in flight and which keys are busy is excluded here and not afterwards: the snapshot of an
 // answer may hold rows that were settled since. The exclusions are hashed subqueries, evaluated once.
-// $1 lanes, $2 topics, $3 in flight, $4 busy keys, $5 rows for each lane and topic, $6 rows, $7 bytes.
+// $1 lanes, $2 topics, $3 in flight, $4 busy keys, $5 rows for each lane and topic, $6 rows, $7 bytes,
+// $8 the bound.
 const pgRead = `WITH c AS MATERIALIZED (
 	SELECT o.pos, o.size
 	FROM unnest($1::text::int[]) AS l(lane)
 	CROSS JOIN unnest($2::text::text[]) AS t(topic)
 	CROSS JOIN LATERAL (
 		SELECT p.pos, p.size FROM millrace_outbox p
-		WHERE p.ready AND p.topic = t.topic AND p.lane = l.lane
+		WHERE p.ready AND p.topic = t.topic AND p.lane = l.lane AND p.pos > $8::bigint
 		  AND p.pos NOT IN (SELECT unnest($3::text::bigint[]))
 		  AND p.order_key NOT IN (SELECT unnest($4::text::text[]))
 		ORDER BY p.pos LIMIT $5::int) o
@@ -113,19 +116,36 @@ ORDER BY o.pos`
 const pgRowColumns = `o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.size, o.metadata, o.payload,
 	(extract(epoch FROM o.created_at) * 1000000)::bigint`
 
+// A read counts only if the bound has not been lowered meanwhile: rows below it may have become ready
+// just before those that were read, and go ahead of them.
 func (p *postgres) read(ctx context.Context, q Read) ([]Row, error) {
+	p.raise(ctx)
+	for {
+		at, token := p.bound.get()
+		rows, err := p.readAbove(ctx, q, at)
+		if err != nil {
+			p.bound.reset() // the server may have lost commits: positions are drawn again
+			return nil, err
+		}
+		if at == 0 || !p.bound.stale(token) {
+			return rows, nil
+		}
+	}
+}
+
+func (p *postgres) readAbove(ctx context.Context, q Read, at int64) ([]Row, error) {
 	for perPart := share(q); ; perPart = q.MaxRows {
-		rows, candidates, err := p.readOnce(ctx, q, perPart)
+		rows, candidates, err := p.readOnce(ctx, q, at, perPart)
 		if err != nil || !short(q, rows, candidates, perPart) {
 			return rows, err
 		}
 	}
 }
 
-func (p *postgres) readOnce(ctx context.Context, q Read, perPart int) (rows []Row, candidates int, err error) {
+func (p *postgres) readOnce(ctx context.Context, q Read, at int64, perPart int) (rows []Row, candidates int, err error) {
 	args := []any{
 		intArray(q.Lanes), textArray(q.Topics), intArray(q.Exclude), textArray(q.BusyKeys),
-		perPart, q.MaxRows, q.MaxBytes,
+		perPart, q.MaxRows, q.MaxBytes, at,
 	}
 	err = p.query(ctx, "read", pgRead, args, func(row txn.Scanner) error {
 		r, err := scanRow(row, &candidates)

@@ -66,7 +66,9 @@ func (p *postgres) promote(ctx context.Context, grants []Grant) (Promotion, erro
 	var v Promotion
 	due := 0
 	args := []any{intArray(lanes), intArray(epochs), maxPromoted}
+	done := p.bound.lower()
 	err = p.query(ctx, "promote", pgPromote, args, func(row txn.Scanner) error { return row.Scan(&v.Ready, &due) })
+	done(err)
 	if err != nil {
 		return Promotion{}, err
 	}

@@ -82,6 +82,14 @@ func (p *postgres) refuse(ctx context.Context, g Grant, f Refused) (bool, error)
 		g.Lane, g.Epoch, f.Pos, f.ID, f.Attempt, micros(f.RetryIn), f.Destination, flag(f.Stop))
 }
 
+// freeing is counted for what makes rows ready.
+func (p *postgres) freeing(ctx context.Context, what, text string, args ...any) (bool, error) {
+	done := p.bound.lower()
+	ok, err := p.counted(ctx, what, text, args...)
+	done(err)
+	return ok, err
+}
+
 // counted runs a statement that answers with how many rows it found, and how many lanes.
 func (p *postgres) counted(ctx context.Context, what, text string, args ...any) (bool, error) {
 	n := 0
@@ -123,7 +131,7 @@ u AS (
 SELECT count(*) FROM l`
 
 func (p *postgres) lift(ctx context.Context, g Grant, destination, key string) (bool, error) {
-	return p.counted(ctx, "lift", pgLift, g.Lane, g.Epoch, destination, key)
+	return p.freeing(ctx, "lift", pgLift, g.Lane, g.Epoch, destination, key)
 }
 
 const pgPark = `WITH ` + pgHeld + `,
@@ -143,6 +151,6 @@ u AS (
 SELECT count(*) FROM x`
 
 func (p *postgres) park(ctx context.Context, g Grant, f Refused) (bool, error) {
-	return p.counted(ctx, "park", pgPark,
+	return p.freeing(ctx, "park", pgPark,
 		g.Lane, g.Epoch, f.Pos, f.ID, f.Destination, f.Reason, f.Error, f.Attempt)
 }

@@ -38,6 +38,7 @@ type dialect interface {
 
 	check(ctx context.Context) error
 	claim(ctx context.Context, replica string, n int) ([]Grant, error)
+	topics(ctx context.Context) ([]string, error)
 	read(ctx context.Context, q Read) ([]Row, error)
 	promote(ctx context.Context, grants []Grant) (Promotion, error)
 	stops(ctx context.Context, lanes []int) ([]Stop, error)
@@ -168,8 +169,8 @@ const topicsQuery = `WITH RECURSIVE t (topic) AS (
 	FROM t WHERE t.topic IS NOT NULL)
 SELECT topic FROM t WHERE topic IS NOT NULL`
 
-// Topics implements Store. They are found by hopping from one to the next in the index.
-func (s *sqlStore) Topics(ctx context.Context) (topics []string, err error) {
+// hop finds the topics by hopping from one to the next in the index.
+func (s *sqlStore) hop(ctx context.Context) (topics []string, err error) {
 	err = s.query(ctx, "topics", topicsQuery, nil, func(row txn.Scanner) error {
 		var topic string
 		err := row.Scan(&topic)
@@ -180,6 +181,11 @@ func (s *sqlStore) Topics(ctx context.Context) (topics []string, err error) {
 }
 
 // The rest asks the dialect.
+
+// Topics implements Store.
+func (s *sqlStore) Topics(ctx context.Context) ([]string, error) {
+	return ask(s, ctx, "topics", func(d dialect) ([]string, error) { return d.topics(ctx) })
+}
 
 // Claim implements Store.
 func (s *sqlStore) Claim(ctx context.Context, replica string, n int) ([]Grant, error) {

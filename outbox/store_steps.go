@@ -22,6 +22,9 @@ type steps struct {
 	enter, leave string
 }
 
+// topics implements dialect.
+func (s *steps) topics(ctx context.Context) ([]string, error) { return s.hop(ctx) }
+
 // tag implements dialect: these databases plan each statement anew.
 func (s *steps) tag(context.Context) string { return "" }
 

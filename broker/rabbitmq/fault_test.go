@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/millrace-go/millrace/broker/rabbitmq"
+	"github.com/millrace-go/millrace/internal/died"
 	"github.com/millrace-go/millrace/internal/fault/proxy"
 	"github.com/millrace-go/millrace/internal/testenv"
 )
@@ -292,7 +293,8 @@ func TestASubscriptionThatTheBrokerTurnsAwayDiesAndSaysWhy(t *testing.T) {
 	u.Path = "/passing"
 
 	sub := newSubscriber(t, rabbitmq.Config{URL: u.String(), ConsumerGroup: "g"})
-	out, err := sub.Subscribe(t.Context(), "orders")
+	var told error
+	out, err := sub.Subscribe(died.With(t.Context(), func(err error) { told = err }), "orders")
 	require.NoError(t, err)
 	call("DELETE", "/api/vhosts/passing", "")
 	select {
@@ -301,6 +303,7 @@ func TestASubscriptionThatTheBrokerTurnsAwayDiesAndSaysWhy(t *testing.T) {
 	case <-time.After(60 * time.Second):
 		t.Fatal("the subscription goes on")
 	}
+	require.Equal(t, sub.Err(), told, "a router learns it too")
 	require.ErrorContains(t, sub.Err(), "create the vhost")
 	require.True(t, setup(sub.Err()))
 

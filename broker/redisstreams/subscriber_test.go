@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/millrace-go/millrace/broker/redisstreams"
+	"github.com/millrace-go/millrace/internal/died"
 	"github.com/millrace-go/millrace/internal/testenv"
 )
 
@@ -355,7 +356,9 @@ func TestASubscriptionThatCannotGoOnSaysWhy(t *testing.T) {
 	require.NoError(t, c.Do(t.Context(), "ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all").Err())
 	cfg := inGroup(strings.Replace(server.URL, "redis://", "redis://app:pw@", 1))
 	s := subscriber(t, cfg)
-	out := subscribe(t, s, "s")
+	var told error
+	out, err := s.Subscribe(died.With(t.Context(), func(err error) { told = err }), "s")
+	require.NoError(t, err)
 	require.NoError(t, c.Do(t.Context(), "ACL", "SETUSER", "app", "-xreadgroup").Err())
 	select {
 	case _, open := <-out:
@@ -365,6 +368,7 @@ func TestASubscriptionThatCannotGoOnSaysWhy(t *testing.T) {
 	}
 	require.True(t, isSetup(s.Err()), s.Err())
 	require.ErrorContains(t, s.Err(), "grant")
+	require.Equal(t, s.Err(), told, "a router learns it too")
 }
 
 func TestAnOutageOfRedisIsWaitedForWithoutAHotLoop(t *testing.T) {

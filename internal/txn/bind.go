@@ -115,7 +115,7 @@ func (t *Tx) handOver(ctx context.Context, cause error, last []Statement) error 
 		err = t.inside(ctx)
 	}
 	if err == nil {
-		err = ExecAll(ctx, t.conn, append(stmts, last...))
+		err = missingTable(ExecAll(ctx, t.conn, append(stmts, last...)))
 	}
 	return err
 }

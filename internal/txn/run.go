@@ -248,7 +248,7 @@ func (t *Tx) complete(ctx context.Context, cause error) (Outcome, error) {
 	case outcome == Committed:
 		err = nil
 	}
-	return outcome, err
+	return outcome, missingTable(err)
 }
 
 // mayCommit says whether BeforeCommit hooks are worth running.

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -41,12 +42,16 @@ func (t *Tx) newWitness() (w witness, stmts []Statement) {
 		id = uuid.New()
 	}
 	w = witness{id: id.String(), sent: time.Now()}
-	return w, []Statement{{SQL: writeWitness[t.dialect], Args: []any{w.id}, Check: func(_ int64, err error) error {
-		if err == nil {
-			return nil
-		}
-		return fmt.Errorf("millrace: witness (its table is made by Migrate with WitnessMigrations): %w", err)
-	}}}
+	return w, []Statement{{SQL: writeWitness[t.dialect], Args: []any{w.id}}}
+}
+
+// missingTable explains an error that is about the table of the witnesses. A driver that prepares several
+// statements at once does not say which of them failed, so the text has to.
+func missingTable(err error) error {
+	if err == nil || !strings.Contains(err.Error(), "millrace_witness") {
+		return err
+	}
+	return fmt.Errorf("millrace: witness (Migrate with WitnessMigrations makes its table): %w", err)
 }
 
 var writeWitness = map[Dialect]string{
