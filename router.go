@@ -32,6 +32,9 @@ func RunRouter(ctx context.Context, router *message.Router) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.err == nil && w.cause != nil { // whoever died closed the router first
+		return fmt.Errorf("%w: %w", ErrSubscriptionEnded, w.cause)
+	}
 	return w.err
 }
 

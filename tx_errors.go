@@ -12,7 +12,8 @@ var (
 	// ErrTxCompleted: the transaction has ended, or is just committing.
 	ErrTxCompleted = txn.ErrTxCompleted
 	// ErrTxAborted: the server or a lost connection ended the transaction, or it waits for a rollback
-	// after an error. It wraps the error that did it. Nothing more is executed.
+	// after an error. It wraps the error that did it. Nothing more is executed. Of a COMMIT that was not
+	// answered it says that the transaction was found rolled back (Config.ResolveTimeout).
 	ErrTxAborted = txn.ErrTxAborted
 	// ErrConcurrentUse: two goroutines used the transaction at once.
 	ErrConcurrentUse = txn.ErrConcurrentUse
@@ -34,7 +35,8 @@ var (
 )
 
 // UnknownOutcomeError is returned by InTx when the answer to COMMIT never came. The transaction may
-// have committed: find out before doing its work again. It wraps what happened instead.
+// have committed: find out before doing its work again, or have InTx do so (Config.ResolveTimeout). It
+// wraps what happened instead.
 type UnknownOutcomeError = txn.UnknownError
 
 // PanicError is what a hook that panicked is reported as. It unwraps to the panic's value if that is

@@ -138,3 +138,25 @@ func TestATransactionWritesAWitnessUnlessItIsReadOnly(t *testing.T) {
 		})
 	}
 }
+
+func TestNonsenseInTheConfigPanicsAtWiring(t *testing.T) {
+	t.Parallel()
+	db := open(t, "sqlite", ":memory:")
+	for name, cfg := range map[string]millrace.Config{
+		"CommitTimeout is negative":              {CommitTimeout: -1},
+		"ResolveTimeout is negative":             {ResolveTimeout: -1},
+		"ResolveTimeout is more than 30m0s":      {ResolveTimeout: time.Hour},
+		"AsyncWorkers is negative":               {AsyncWorkers: -1},
+		"AsyncQueue is negative":                 {AsyncQueue: -1},
+		"HooksTimeout is negative":               {HooksTimeout: -1},
+		"wants a *sql.DB and at most one Config": {},
+	} {
+		func() {
+			defer func() { require.Contains(t, recover(), name) }()
+			if strings.HasPrefix(name, "wants") {
+				millrace.SQL(nil)
+			}
+			millrace.SQL(db, cfg)
+		}()
+	}
+}

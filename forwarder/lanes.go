@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/millrace-go/millrace/internal/dberr"
 	"github.com/millrace-go/millrace/outbox"
 )
 
@@ -95,6 +96,11 @@ func (s *session) heldLanes() (held int, stopping bool) {
 	return held, s.stopping
 }
 
+// answered reports whether an error came from the database itself, which then has done nothing.
+func answered(err error) bool {
+	return dberr.SQLState(err) != "" || dberr.MySQL(err) != 0 || dberr.SQLite(err) != 0
+}
+
 // errClaim ends a session whose claim has no answer: lanes may be registered for it that it does not
 // know of, and nobody would work them.
 var errClaim = errors.New("forwarder: it is not known which lanes were claimed")
@@ -103,8 +109,11 @@ var errClaim = errors.New("forwarder: it is not known which lanes were claimed")
 // loaded, the lanes go back.
 func (s *session) claim(ctx context.Context, n int) error {
 	grants, err := s.store.Claim(ctx, s.replica, n)
-	if err != nil {
+	if err != nil && !answered(err) {
 		return fmt.Errorf("%w: %w", errClaim, err)
+	}
+	if err != nil {
+		return err
 	}
 	if len(grants) == 0 {
 		return nil

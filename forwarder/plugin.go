@@ -6,6 +6,8 @@ import (
 	"sync"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/millrace-go/millrace/internal/died"
 )
 
 // handlerName is the name under which the forwarder appears among a router's handlers.
@@ -69,6 +71,7 @@ func (p *plugin) Subscribe(ctx context.Context, _ string) (<-chan *message.Messa
 		defer func() { stop(); <-end }()
 		if err := p.f.Run(ctx); err != nil {
 			p.f.cfg.Logger.Error("forwarder ended", "error", err)
+			died.Report(ctx, err)
 			if ctx.Err() == nil {
 				go p.router.Close() // it waits for this very goroutine
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
+	"github.com/millrace-go/millrace"
 	"github.com/millrace-go/millrace/internal/testenv"
 	"github.com/millrace-go/millrace/outbox/outboxtest"
 )
@@ -126,6 +128,29 @@ func TestAMisconfiguredPublisherEndsRunWithTheRemedy(t *testing.T) {
 		_, err = (&plugin{f: f, changed: newSignal()}).Subscribe(t.Context(), "")
 		require.ErrorContains(t, err, "set it")
 	})
+}
+
+// turning is set up well when it is first asked, and wrongly from then on.
+type turning struct {
+	broker
+	asked atomic.Bool
+}
+
+func (p *turning) Check(context.Context) error {
+	if p.asked.Swap(true) {
+		return setupProblem{}
+	}
+	return nil
+}
+
+func TestRunRouterReturnsWhyTheForwarderEnded(t *testing.T) {
+	t.Parallel()
+	f, err := New(memorySource{outboxtest.NewMemory()}, &turning{}, Config{})
+	require.NoError(t, err)
+	router, err := message.NewRouter(message.RouterConfig{}, watermill.NopLogger{})
+	require.NoError(t, err)
+	router.AddPlugin(f.Plugin)
+	require.ErrorIs(t, millrace.RunRouter(t.Context(), router), setupProblem{})
 }
 
 func TestAForwarderRunsOnceAtATime(t *testing.T) {

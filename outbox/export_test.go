@@ -3,6 +3,8 @@ package outbox
 import (
 	"context"
 	"database/sql"
+	"fmt"
+	"time"
 )
 
 // PostgresStatements are the statements about the outbox table with arguments to explain them by.
@@ -27,6 +29,25 @@ func PostgresStatements() map[string]string {
 		statements[name] = c[0] + "\x00" + c[1]
 	}
 	return statements
+}
+
+// Raise does a step of the proof of the bound of reads now, and returns the bound.
+func Raise(ctx context.Context, s Store) int64 {
+	p := s.(*sqlStore).found.(*postgres)
+	p.bound.step.Lock()
+	p.bound.stepped = time.Time{}
+	p.bound.step.Unlock()
+	p.raise(ctx)
+	at, _ := p.bound.get()
+	return at
+}
+
+// Distrust makes the next step prove the bound from the bottom.
+func Distrust(s Store) {
+	p := s.(*sqlStore).found.(*postgres)
+	p.bound.step.Lock()
+	defer p.bound.step.Unlock()
+	p.bound.full = time.Time{}
 }
 
 // TableSize is for its test.
@@ -54,4 +75,21 @@ func SQLitePlan(ctx context.Context, db *sql.DB) (plan string) {
 		plan += detail + "\n"
 	}
 	return plan
+}
+
+// ReadStatement is a read of all lanes above a bound.
+func ReadStatement(topic string, bound int64) (text, args string) {
+	lanes := make([]int, Lanes)
+	for i := range lanes {
+		lanes[i] = i
+	}
+	return pgRead, fmt.Sprintf(`('%s', '{%s}', '{}', '{}', 32, 500, 1000000, %d)`, intArray(lanes), topic, bound)
+}
+
+// TopicsStatement is what looks for topics with a bound.
+func TopicsStatement(bound int64) (text, args string) {
+	if bound > 0 {
+		return pgFewTopics, fmt.Sprintf(`(%d, %d)`, bound, fewRows)
+	}
+	return (&postgres{}).translate(topicsQuery), ``
 }

@@ -66,14 +66,15 @@ FROM c WHERE l.lane = c.lane
 RETURNING l.lane, l.epoch, l.crashes`
 
 func (p *postgres) claim(ctx context.Context, replica string, n int) (grants []Grant, err error) {
-	done := p.bound.lower() // the last holder may have made rows ready
-	defer func() { done(err) }()
 	err = p.query(ctx, "claim", pgClaim, []any{replica, n}, func(row txn.Scanner) error {
 		var g Grant
 		err := row.Scan(&g.Lane, &g.Epoch, &g.Crashes)
 		grants = append(grants, g)
 		return err
 	})
+	if err != nil || len(grants) > 0 {
+		p.bound.lower()(err) // the last holder may have made rows ready
+	}
 	return grants, err
 }
 

@@ -35,7 +35,7 @@ import (
 func Transaction(ctx context.Context, bdb *bun.DB, db *millrace.SQLDB, opts *sql.TxOptions, fn func(ctx context.Context, tx bun.Tx) error) error {
 	return millrace.Bind(ctx, db, func(ctx context.Context, b *millrace.Binding) error {
 		return bdb.RunInTx(ctx, opts, func(ctx context.Context, tx bun.Tx) error {
-			// tx.Tx, because tx itself takes no arguments of the database's, only bun's ?
+			// Not tx itself: it knows only bun's placeholders, and drops the arguments of all others.
 			return b.Run(ctx, tx.Tx, func(ctx context.Context) error { return fn(ctx, tx) })
 		})
 	})

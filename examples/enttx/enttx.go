@@ -44,7 +44,10 @@ func (d *txDriver) BeginTx(ctx context.Context, opts *entsql.TxOptions) (dialect
 		return nil, millrace.ErrUnsupported
 	}
 	s := &savepoint{d, context.WithoutCancel(ctx)}
-	return s, s.exec("SAVEPOINT ent")
+	if err := s.exec("SAVEPOINT ent"); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 type savepoint struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"testing"
 
+	"go.uber.org/goleak"
 	"gorm.io/driver/mysql"
 	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
@@ -15,7 +16,10 @@ import (
 	"github.com/millrace-go/millrace/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+func TestMain(m *testing.M) {
+	// gorm has no way to end the cache of its prepared statements.
+	testenv.Main(m, testenv.IgnoreLeak(goleak.IgnoreTopFunction("gorm.io/gorm/internal/lru.NewLRU[...].func1")))
+}
 
 type Order struct {
 	ID       string
