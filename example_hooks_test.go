@@ -120,6 +120,28 @@ func ExampleAfterCommitOrNow() {
 	// cache forgotten
 }
 
+// InTx does not wait for an Async hook; Close does.
+func ExampleAsync() {
+	sqlDB, db := shop()
+	defer sqlDB.Close()
+
+	slow := make(chan struct{})
+	_ = millrace.InTx(context.Background(), db, func(ctx context.Context, tx *millrace.Tx) error {
+		return millrace.AfterCommit(ctx, func(context.Context) error {
+			<-slow
+			fmt.Println("thumbnail drawn")
+			return nil
+		}, millrace.Async())
+	})
+	fmt.Println("committed")
+	close(slow)
+	fmt.Println(db.Close(context.Background()))
+	// Output:
+	// committed
+	// thumbnail drawn
+	// <nil>
+}
+
 func ExampleOrder() {
 	sqlDB, db := shop()
 	defer sqlDB.Close()

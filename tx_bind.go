@@ -8,7 +8,8 @@ import (
 )
 
 // ForeignTx is a transaction that somebody else begins and ends: a *sql.Tx, or what an ORM gives its
-// users on one (gorm's ConnPool, ent's and bun's Tx).
+// users on one (gorm's ConnPool, ent's and sqlx's Tx). It must hand query and args to the database as they
+// are. bun's Tx does not: give the *sql.Tx that is in it.
 type ForeignTx interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
@@ -32,6 +33,8 @@ type Binding struct{ b *txn.Binding }
 // a Run that returned nil is Committed, an error of Run RolledBack; an error after a Run that returned
 // nil is Unknown, unless it is the database's definite refusal of COMMIT. Then the hooks run, and Bind
 // returns around's error, inside an *UnknownOutcomeError if the outcome is Unknown.
+//
+// The folder examples has it ready for gorm, ent, bun and sqlx.
 //
 // What the ORM does with savepoints is not seen: messages are written at once, so that they share the
 // fate of the data, but hooks registered inside of a savepoint that the ORM rolls back still run.

@@ -8,8 +8,8 @@ import (
 	"github.com/millrace-go/millrace/internal/txn"
 )
 
-// Tx is the transaction that InTx gives to fn on database/sql. It has the methods that sqlc, sqlx,
-// squirrel, gorm (ConnPool), ent (ExecQuerier) and bun run their statements on, and refuses what would
+// Tx is the transaction that InTx gives to fn on database/sql. It has the methods that sqlc,
+// squirrel, gorm (ConnPool), ent (ExecQuerier) and bun run their statements on (sqlx: see examples), and refuses what would
 // break the transaction: use after its end (ErrTxCompleted) or after the server gave it up
 // (ErrTxAborted), by two goroutines at once (ErrConcurrentUse), BEGIN, COMMIT and ROLLBACK
 // (ErrTxControl), and on MySQL statements that commit implicitly (ErrImplicitCommit). SAVEPOINT,

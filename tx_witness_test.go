@@ -160,3 +160,26 @@ func TestNonsenseInTheConfigPanicsAtWiring(t *testing.T) {
 		}()
 	}
 }
+
+// Without its witness a transaction must not be looked for: it would be found rolled back.
+func TestAForeignTransactionThatHasNoWitnessStaysUnknown(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t, "mysql", millrace.Config{ResolveTimeout: time.Second})
+	require.NoError(t, millrace.Migrate(t.Context(), e.db, millrace.WitnessMigrations()))
+	var j journal
+	err := millrace.Bind(t.Context(), e.db.(*millrace.SQLDB), func(ctx context.Context, b *millrace.Binding) error {
+		return orm(ctx, e.pool, func(tx *sql.Tx) error {
+			_ = b.Run(ctx, tx, func(ctx context.Context) error {
+				_, err := tx.ExecContext(ctx, "INSERT INTO notes VALUES ('a')")
+				return errors.Join(err, j.all(ctx, ""), errBusiness)
+			})
+			return nil
+		})
+	})
+	var unknown *millrace.UnknownOutcomeError
+	require.ErrorAs(t, err, &unknown)
+	require.ErrorIs(t, err, errBusiness)
+	require.Equal(t, "done:unknown", j.String())
+	require.Equal(t, "a", e.notes(t))
+	require.Zero(t, count(t, e.admin, "SELECT COUNT(*) FROM millrace_witness"))
+}

@@ -56,7 +56,8 @@ func Capture(ctx context.Context, db millrace.DB, fn func(ctx context.Context) e
 }
 
 // Run calls the captured hooks, once, each kept apart from the others as after a transaction, and returns
-// the failures, which OnHookError hears of too. A hook that fails is undone, and it alone.
+// the failures, which OnHookError hears of too. A hook that fails is undone, and it alone. Async hooks run
+// like the others.
 //
 // Here a hook finds the transaction of the test in its context, so that its own InTx joins it and is
 // rolled back with the test, and the hooks of that run as well. Therefore what is refused in a real

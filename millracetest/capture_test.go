@@ -243,6 +243,19 @@ func TestHooksAndListenersMayWriteInTheirOwnTransaction(t *testing.T) {
 	})
 }
 
+func TestAsyncHooksHaveRunWhenRunReturns(t *testing.T) {
+	each(t, func(t *testing.T, s *suite) {
+		s.test(t, func(ctx context.Context) {
+			got, err := millracetest.Capture(ctx, s.db, func(ctx context.Context) error {
+				return millrace.AfterCommit(ctx, s.hook("async"), millrace.Async())
+			})
+			require.NoError(t, err)
+			require.Empty(t, got.Run())
+			require.Equal(t, "async", s.take())
+		})
+	})
+}
+
 func TestAPanicGoesOnAndTheHooksOfTheTestRemain(t *testing.T) {
 	each(t, func(t *testing.T, s *suite) {
 		s.test(t, func(ctx context.Context) {

@@ -89,6 +89,7 @@ func (b *bench) lateWriter() (goOn func(), done chan error) {
 }
 
 func TestTheBoundWaitsForAWriterThatDrewAPositionWithoutATransactionID(t *testing.T) {
+	t.Parallel()
 	b := open(t, postgres, outbox.Config{})
 	grants := b.holder()
 	before := b.passing(grants, "1", "2")
@@ -109,6 +110,7 @@ func TestTheBoundWaitsForAWriterThatDrewAPositionWithoutATransactionID(t *testin
 }
 
 func TestTheBoundWaitsForAPreparedTransactionAlsoAcrossARestart(t *testing.T) {
+	t.Parallel()
 	server, b := ownServer(t)
 	grants := b.holder()
 	before := b.passing(grants, "1", "2")
@@ -133,6 +135,12 @@ func TestTheBoundWaitsForAPreparedTransactionAlsoAcrossARestart(t *testing.T) {
 	notPast()
 	server.Restart()
 	notPast()
+	checked, log := logged(t, postgres, server.URL)
+	require.NoError(t, checked.box.Check(t.Context()))
+	require.Empty(t, log.String(), "one that is young is nothing to worry about")
+	checked.box.PreparedAge(time.Microsecond)
+	require.NoError(t, checked.box.Check(t.Context()))
+	require.Contains(t, log.String(), "transactions prepared more than")
 	b.exec(`COMMIT PREPARED 'late'`)
 	for range 3 {
 		outbox.Raise(t.Context(), b.box.Store())
@@ -145,6 +153,7 @@ func TestTheBoundWaitsForAPreparedTransactionAlsoAcrossARestart(t *testing.T) {
 }
 
 func TestIdleReadsTakeNoTransactionID(t *testing.T) {
+	t.Parallel()
 	_, b := ownServer(t)
 	grants := b.holder()
 	b.raise(b.passing(grants, "1"))
@@ -186,6 +195,7 @@ func (b *bench) cost(statement, args string) (blocks int) {
 }
 
 func TestAnIdlePollDoesNotWalkOverDeletedRowsThatCannotBeVacuumed(t *testing.T) {
+	t.Parallel()
 	n := 20000
 	if testenv.Full() {
 		n = 200000
@@ -234,6 +244,7 @@ func TestTopicsBehindManyRowsAreFoundAboveABound(t *testing.T) {
 }
 
 func TestWhatBecomesReadyBelowTheBoundIsReadAtOnce(t *testing.T) {
+	t.Parallel()
 	b := open(t, postgres, outbox.Config{})
 	store, ctx := b.box.Store(), t.Context()
 	grants := b.holder()
@@ -286,6 +297,34 @@ func TestWhatBecomesReadyBelowTheBoundIsReadAtOnce(t *testing.T) {
 	}
 }
 
+func TestAReadDuringWhichARowBelowTheBoundBecameReadyIsMadeAgain(t *testing.T) {
+	b := open(t, postgres, outbox.Config{})
+	grants := b.holder()
+	held := b.insert(outboxtest.Entry{ID: "held", Topic: "t", Delay: time.Hour})[0]
+	b.raise(b.passing(grants, "1"))
+	b.insert(outboxtest.Entry{ID: "later", Topic: "t"})
+	lift, err := b.raw.BeginTx(t.Context(), nil)
+	require.NoError(t, err)
+	defer lift.Rollback()
+	_, err = lift.ExecContext(t.Context(), `LOCK TABLE millrace_outbox`)
+	require.NoError(t, err)
+	answer := make(chan []outbox.Row, 1)
+	lanes := []int{0}
+	go func() {
+		rows, _ := b.box.Store().Read(t.Context(), outbox.Read{Lanes: lanes, Topics: []string{"t"}, MaxRows: 10, MaxBytes: 1000})
+		answer <- rows
+	}()
+	testenv.Eventually(t, 10*time.Second, "the read waits", func() bool { return b.waiters() > 0 })
+	done := outbox.Lower(b.box.Store())
+	_, err = lift.ExecContext(t.Context(), `UPDATE millrace_outbox SET ready = true, due_at = NULL WHERE id = 'held'`)
+	require.NoError(t, err)
+	require.NoError(t, lift.Commit())
+	done(nil)
+	rows := <-answer
+	require.Len(t, rows, 2)
+	require.Equal(t, held, rows[0].Pos)
+}
+
 func TestAClaimForgetsTheBound(t *testing.T) {
 	b := open(t, postgres, outbox.Config{})
 	grants := b.holder()
@@ -317,6 +356,6 @@ func TestTheBoundIsForgottenWhenPositionsAreDrawnAgain(t *testing.T) {
 	b.raise(b.passing(b.holder(), "1", "2", "3"))
 	b.exec(`ALTER TABLE millrace_outbox ALTER COLUMN pos RESTART WITH 1`)
 	b.insert(outboxtest.Entry{ID: "again", Topic: "t"})
-	b.raise(0)
+	require.Zero(t, outbox.Raise(t.Context(), b.box.Store()))
 	require.Len(t, b.read("t"), 1)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
@@ -73,7 +74,7 @@ func New(db millrace.DB, cfg Config) (*Box, error) {
 		pool:    pool,
 		cfg:     cfg,
 		encoder: encoder{maxPayload: cfg.MaxPayload, key: cfg.Key},
-		store:   &sqlStore{pool: pool, prefix: cfg.Prefix, log: log},
+		store:   &sqlStore{pool: pool, prefix: cfg.Prefix, log: log, preparedAge: time.Minute},
 		log:     log,
 	}, nil
 }
@@ -108,7 +109,8 @@ func (b *Box) Flush(ctx context.Context) error {
 }
 
 // Check asks the database whether the outbox can be used, and names the remedy if not; IsSetup tells
-// such an answer from an outage. It changes nothing.
+// such an answer from an outage. What is unwise only, as commits that do not wait for the disk, goes to
+// Config.Logger. It changes nothing.
 func (b *Box) Check(ctx context.Context) error { return b.store.Check(ctx) }
 
 // Store is the outbox as a forwarder sees it.

@@ -9,7 +9,8 @@ import (
 	"github.com/millrace-go/millrace/internal/txn"
 )
 
-// Check implements Store. It joins the answers, so that all that is wrong is said at once.
+// Check implements Store. It joins the answers, so that all that is wrong is said at once. What is
+// unwise only is logged.
 func (s *sqlStore) Check(ctx context.Context) error {
 	d, err := s.dialect(ctx)
 	if err != nil {
@@ -81,8 +82,7 @@ type setting struct {
 func (s *sqlStore) checkSettings(ctx context.Context, settings []setting) error {
 	var errs []error
 	for _, c := range settings {
-		var value string
-		err := s.query(ctx, "check "+c.what, c.query, nil, func(row txn.Scanner) error { return row.Scan(&value) })
+		value, err := s.ask(ctx, c)
 		if err != nil {
 			return errors.Join(append(errs, err)...)
 		}
@@ -93,12 +93,44 @@ func (s *sqlStore) checkSettings(ctx context.Context, settings []setting) error 
 	return errors.Join(errs...)
 }
 
+func (s *sqlStore) ask(ctx context.Context, c setting) (value string, err error) {
+	err = s.query(ctx, "check "+c.what, c.query, nil, func(row txn.Scanner) error { return row.Scan(&value) })
+	return value, err
+}
+
+// warn logs the settings that are not right but can be worked with. One that cannot be asked for is no
+// reason not to start.
+func (s *sqlStore) warn(ctx context.Context, settings []setting) {
+	for _, c := range settings {
+		value, err := s.ask(ctx, c)
+		switch {
+		case err != nil:
+			s.log.DebugContext(ctx, "outbox setting not known", "setting", c.what, "error", err)
+		case !c.ok(value):
+			s.log.WarnContext(ctx, "outbox setting", "setting", c.what, "value", value, "remedy", c.remedy)
+		}
+	}
+}
+
+const lostCommits = "; else a crash of the server makes it forget transactions whose messages were sent"
+
 func is(want string) func(string) bool { return func(value string) bool { return value == want } }
 
 func isNot(bad string) func(string) bool { return func(value string) bool { return value != bad } }
 
 func (p *postgres) check(ctx context.Context) error {
 	const role = "ALTER ROLE ... SET "
+	p.warn(ctx, []setting{
+		{`SELECT current_setting('synchronous_commit')`, isNot("off"),
+			"synchronous_commit", role + "synchronous_commit = on for every user who publishes" + lostCommits},
+		{fmt.Sprintf(`SELECT count(*) FROM pg_prepared_xacts
+			WHERE database = current_database() AND prepared < clock_timestamp() - %d * interval '1 microsecond'`, micros(p.preparedAge)), is("0"),
+			"transactions prepared more than " + p.preparedAge.String() + " ago", "COMMIT PREPARED or ROLLBACK PREPARED what nobody will end (pg_prepared_xacts): " +
+				"their messages wait, deleted rows cannot be vacuumed, and reads walk over them"},
+		{`SELECT has_sequence_privilege(pg_get_serial_sequence('millrace_outbox', 'pos'), 'SELECT,USAGE')::text`, is("true"),
+			"the privilege to see the last position", "GRANT SELECT ON ALL SEQUENCES IN SCHEMA ... TO the user of the outbox; " +
+				"else reads walk over deleted rows that cannot be vacuumed"},
+	})
 	return p.checkSettings(ctx, []setting{
 		{`SELECT CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE 'primary' END`, is("primary"),
 			"the server", "connect the forwarder to the primary (target_session_attrs=read-write)"},
@@ -132,6 +164,10 @@ func (d *sqlite) check(ctx context.Context) error {
 }
 
 func (d *mysql) check(ctx context.Context) error {
+	d.warn(ctx, []setting{
+		{`SELECT CAST(@@innodb_flush_log_at_trx_commit AS CHAR)`, is("1"),
+			"innodb_flush_log_at_trx_commit", "set it to 1" + lostCommits},
+	})
 	return d.checkSettings(ctx, []setting{
 		{`SELECT CAST(@@autocommit + 0 AS CHAR)`, is("1"), "autocommit", "take autocommit=0 out of the DSN and the server's defaults"},
 		{`SELECT CAST(@@read_only + 0 AS CHAR)`, isNot("1"), "read_only", "connect the forwarder to the primary"},

@@ -1,8 +1,10 @@
 package outbox_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"strings"
 	"testing"
@@ -10,7 +12,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/millrace-go/millrace/internal/testenv"
 	"github.com/millrace-go/millrace/outbox"
+	"github.com/millrace-go/millrace/outbox/outboxtest"
 )
 
 func TestCheckPassesWhereTheMigrationsWereApplied(t *testing.T) {
@@ -128,4 +132,41 @@ func TestPublishIntoMissingTablesSaysWhatToDo(t *testing.T) {
 			require.NotContains(t, err.Error(), "secret")
 		})
 	}
+}
+
+// logged is an outbox in a database that is there, and what it logs.
+func logged(t *testing.T, back backend, url string) (*bench, *bytes.Buffer) {
+	t.Helper()
+	log := new(bytes.Buffer)
+	return connect(t, back, url, outbox.Config{Logger: slog.New(slog.NewTextHandler(log, nil))}), log
+}
+
+func TestCheckWarnsOfCommitsThatDoNotWaitForTheDisk(t *testing.T) {
+	good := open(t, postgres, outbox.Config{})
+	b, log := logged(t, postgres, good.url)
+	require.NoError(t, b.box.Check(t.Context()))
+	require.Empty(t, log.String())
+	b, log = logged(t, postgres, good.url+"&synchronous_commit=off")
+	require.NoError(t, b.box.Check(t.Context()))
+	require.Contains(t, log.String(), "synchronous_commit")
+
+	server := testenv.OwnMariaDB(t)
+	b, log = logged(t, mariadb, server.URL)
+	require.NoError(t, b.box.Migrate(t.Context()))
+	require.NoError(t, b.box.Check(t.Context()))
+	require.Empty(t, log.String())
+	b.exec(`SET GLOBAL innodb_flush_log_at_trx_commit = 2`)
+	require.NoError(t, b.box.Check(t.Context()))
+	require.Contains(t, log.String(), "innodb_flush_log_at_trx_commit")
+}
+
+func TestCheckWarnsWhereTheLastPositionMayNotBeSeenAndReadsGoOn(t *testing.T) {
+	owner := open(t, postgres, outbox.Config{})
+	role := fmt.Sprintf("blind_%d", time.Now().UnixNano())
+	b, log := logged(t, postgres, owner.role(role, grantAll))
+	require.NoError(t, b.box.Check(t.Context()))
+	require.Contains(t, log.String(), "SEQUENCES")
+	pos := b.insert(outboxtest.Entry{ID: "1", Topic: "t"})
+	require.Zero(t, outbox.Raise(t.Context(), b.box.Store()))
+	require.Equal(t, pos[0], b.read("t")[0].Pos)
 }

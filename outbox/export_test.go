@@ -42,6 +42,12 @@ func Raise(ctx context.Context, s Store) int64 {
 	return at
 }
 
+// Lower takes the bound to the bottom until done is called.
+func Lower(s Store) (done func(error)) { return s.(*sqlStore).found.(*postgres).bound.lower() }
+
+// PreparedAge sets how old a prepared transaction is that Check warns of.
+func (b *Box) PreparedAge(age time.Duration) { b.store.preparedAge = age }
+
 // Distrust makes the next step prove the bound from the bottom.
 func Distrust(s Store) {
 	p := s.(*sqlStore).found.(*postgres)

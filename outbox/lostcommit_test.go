@@ -14,6 +14,7 @@ import (
 // TestASettleDeletesNothingUnsentAfterTheServerLostCommits kills a server that does not wait for the
 // disk while messages are on their way. It forgets them, and draws their positions again for others.
 func TestASettleDeletesNothingUnsentAfterTheServerLostCommits(t *testing.T) {
+	t.Parallel()
 	server, b := ownServer(t)
 	grants := b.holder() // durable, and so is the epoch
 	store := b.box.Store()

@@ -45,7 +45,9 @@ type Store interface {
 
 	// Topics lists the topics that have rows which are ready. It may be a moment late.
 	Topics(ctx context.Context) ([]string, error)
-	// Read returns rows that are ready, from the bottom of each lane upwards, in order of position.
+	// Read returns rows that are ready, from the bottom of each lane upwards, in order of position. Old
+	// rows that were made ready by hand, and not by this Store, may be missing for ten seconds; the holder
+	// of a lane does all that makes its rows ready through one Store.
 	Read(ctx context.Context, q Read) ([]Row, error)
 	// Promote makes ready what has become due in the lanes of the grants still held: delayed messages,
 	// refused messages whose back-off is over, and held rows that no stop holds any more. Next is the

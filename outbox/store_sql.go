@@ -18,6 +18,8 @@ type sqlStore struct {
 	pool   txn.Pool
 	prefix string
 	log    *slog.Logger
+	// preparedAge is how old a prepared transaction is that Check warns of.
+	preparedAge time.Duration
 
 	mu    sync.Mutex
 	found dialect

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"runtime"
+	"sync"
 )
 
 // Rehearsal is what a part of a transaction would have done, had it been a transaction of its own.
@@ -75,10 +76,16 @@ func nameOf(h hook) string {
 // Run runs the hooks, once, as they run after the end of a transaction. Each is a rehearsal itself: what
 // it does in a transaction is done in a savepoint of the one that is open, and the hooks of that run too.
 func (r *Rehearsal) Run() []HookError {
+	var mu sync.Mutex // an overrun is reported by another goroutine
 	var failed []HookError
+	add := func(e ...HookError) {
+		mu.Lock()
+		defer mu.Unlock()
+		failed = append(failed, e...)
+	}
 	settings := *r.t.settings
 	settings.OnHookError = func(e HookError) {
-		failed = append(failed, e)
+		add(e)
 		if r.t.settings.OnHookError != nil {
 			r.t.settings.OnHookError(e)
 		}
@@ -87,15 +94,18 @@ func (r *Rehearsal) Run() []HookError {
 	r.hooks = nil
 	for i := range played.hooks {
 		h := &played.hooks[i]
+		h.Async = false // what it did is to be seen when Run returns
 		play := h.Fn
 		h.Fn = func(ctx context.Context, o Outcome) error {
 			inner, err := Rehearse(with(ctx, r.t.Identity(), r.t), r.t, func(ctx context.Context) error { return play(ctx, o) })
 			if inner != nil {
-				failed = append(failed, inner.Run()...)
+				add(inner.Run()...)
 			}
 			return err
 		}
 	}
 	played.runHooks(r.ctx, r.Outcome)
+	mu.Lock()
+	defer mu.Unlock()
 	return failed
 }
