@@ -131,7 +131,8 @@ func On[E any](bus *Bus, phase Phase, fn func(ctx context.Context, event E) erro
 // PhaseAfterRollback and PhaseAfterCompletion. A listener may emit again: before the commit its event
 // is one of the same transaction, after it the listeners that fit the outcome run next.
 //
-// An error means that not every listener will hear of the event; inside fn, return it.
+// An error means that not every listener will hear of the event (in an after phase, those of an earlier
+// phase cannot); the others do. Inside fn, return it.
 func (b *Bus) Emit(ctx context.Context, event any, opts ...HookOption) error {
 	t, err := current(ctx, opts)
 	var add func(txn.Hook) error
@@ -147,21 +148,19 @@ func (b *Bus) Emit(ctx context.Context, event any, opts ...HookOption) error {
 		}
 		return b.without(ctx, event)
 	}
+	var errs []error
 	for _, l := range b.heard(event) {
 		if l.publisher != nil {
-			err = l.publish(ctx, event)
-		} else {
-			run := l.match(event)
-			h := l.hook
-			h.Phase, h.Named = txn.Phase(l.phase), l.named
-			h.Fn = func(ctx context.Context, _ txn.Outcome) error { return run(ctx) }
-			err = add(h)
+			errs = append(errs, l.publish(ctx, event))
+			continue
 		}
-		if err != nil {
-			return err
-		}
+		run := l.match(event)
+		h := l.hook
+		h.Phase, h.Named = txn.Phase(l.phase), l.named
+		h.Fn = func(ctx context.Context, _ txn.Outcome) error { return run(ctx) }
+		errs = append(errs, add(h))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // without is Emit where there is no transaction.

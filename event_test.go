@@ -101,6 +101,15 @@ func TestEvents(t *testing.T) {
 			require.Equal(t, "heard again", j.String())
 			require.Empty(t, e.hookErrors())
 		}},
+		{"emitted after the commit, an event is an error for a before listener and still reaches the others", nil, func(t *testing.T, e *env) {
+			var j journal
+			bus := listening(&j) // the before listener comes first
+			millrace.On(bus, millrace.PhaseAfterCommit, emit2(bus, "late"))
+			require.NoError(t, e.InTx(t.Context(), func(ctx context.Context, tx handle) error { return bus.Emit(ctx, shipped{"1"}) }))
+			require.Equal(t, "committed late, done late committed true", j.String())
+			require.Len(t, e.hookErrors(), 1)
+			require.ErrorIs(t, e.hookErrors()[0].Err, millrace.ErrTxCompleted)
+		}},
 		{"listeners that emit without end are stopped and reported", nil, func(t *testing.T, e *env) {
 			bus := millrace.NewBus(millrace.BusConfig{})
 			calls := 0

@@ -257,7 +257,7 @@ func (m *model) InTx(s *scope) error {
 	case err != nil:
 	case m.failed:
 		err = millrace.ErrTxAborted
-	case m.doomed:
+	case m.doomed && !m.giveUp:
 		err = millrace.ErrUnexpectedRollback
 	}
 	outcome := millrace.Committed

@@ -122,6 +122,7 @@ func TestAForwarderFrozenPastItsLeaseIsFenced(t *testing.T) {
 			})
 			for range 6 {
 				for _, cmd := range []interface{ Signal(sig syscall.Signal) }{signaller{first.Process.Pid}, signaller{second.Process.Pid}} {
+					testenv.Eventually(t, 30*time.Second, "both hold their share", func() bool { return s.smallestShare() >= 30 })
 					before := len(ids())
 					testenv.Eventually(t, 30*time.Second, "messages flow", func() bool { return len(ids()) > before+100 })
 					cmd.Signal(syscall.SIGSTOP)
@@ -141,6 +142,14 @@ func TestAForwarderFrozenPastItsLeaseIsFenced(t *testing.T) {
 type signaller struct{ pid int }
 
 func (s signaller) Signal(sig syscall.Signal) { _ = syscall.Kill(s.pid, sig) }
+
+// smallestShare is the number of lanes of the replica that holds the fewest, 0 if there is only one.
+func (s *stage) smallestShare() (n int) {
+	s.Helper()
+	require.NoError(s, s.raw.QueryRow(`SELECT CASE WHEN count(*) > 1 THEN min(lanes) ELSE 0 END FROM
+		(SELECT count(*) AS lanes FROM millrace_lanes WHERE owner IN (SELECT id FROM millrace_forwarders) GROUP BY owner) shares`).Scan(&n))
+	return n
+}
 
 // epochs counts how often lanes changed hands.
 func (s *stage) epochs() (n int) {

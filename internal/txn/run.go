@@ -223,7 +223,7 @@ func (t *Tx) complete(ctx context.Context, cause error) (Outcome, error) {
 	if cause == nil && ctx.Err() != nil {
 		cause = ctx.Err()
 	}
-	if cause == nil {
+	if cause == nil && !(giveUp && errors.Is(verdict, ErrUnexpectedRollback)) { // who asked for the rollback expects it
 		cause = verdict
 	}
 	var stmts []Statement
