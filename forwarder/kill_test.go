@@ -102,7 +102,7 @@ func TestAKilledForwarderIsTakenOverWhenTheDefaultLeaseEnds(t *testing.T) {
 }
 
 func TestAForwarderFrozenPastItsLeaseIsFenced(t *testing.T) {
-	for _, d := range []database{postgres} {
+	for _, d := range []database{postgres, mariadb} {
 		t.Run(d.name, func(t *testing.T) {
 			s := newStage(t, d)
 			address, ids := recording.open(t)

@@ -14,7 +14,8 @@ import (
 // Its transactions are READ COMMITTED, name rows by primary key and wait at most a second for a lock:
 // at REPEATABLE READ the gaps beside a named row would keep the business from inserting. While one is
 // open the server ends it after a few seconds of silence, so that a process that was paused in it does
-// not keep its lanes.
+// not keep its lanes. The settings are put back by the statement that commits (turning autocommit on
+// does): between two statements, the process could be paused without that limit.
 type mysql struct {
 	steps
 }
@@ -26,8 +27,8 @@ func newMySQL(s *sqlStore) *mysql {
 		share:    " LOCK IN SHARE MODE",
 		skip:     " FOR UPDATE SKIP LOCKED",
 		enter: "SET @millrace_lock = @@innodb_lock_wait_timeout, @millrace_wait = @@wait_timeout, " +
-			"SESSION innodb_lock_wait_timeout = 1, SESSION wait_timeout = 5",
-		leave: "SET SESSION innodb_lock_wait_timeout = @millrace_lock, SESSION wait_timeout = @millrace_wait",
+			"SESSION innodb_lock_wait_timeout = 1, SESSION wait_timeout = 5, SESSION autocommit = 0",
+		leave: "SET SESSION innodb_lock_wait_timeout = @millrace_lock, SESSION wait_timeout = @millrace_wait, SESSION autocommit = 1",
 	}}
 }
 

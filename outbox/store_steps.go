@@ -18,7 +18,7 @@ type steps struct {
 	// share locks rows that are read against changes, skip locks them for a change and passes over
 	// those that somebody else has locked.
 	share, skip string
-	// enter and leave are run at the ends of each transaction.
+	// enter and leave, if set, are run at the ends of each transaction. Leave commits it as well.
 	enter, leave string
 }
 
@@ -31,16 +31,21 @@ func (s *steps) tag(context.Context) string { return "" }
 // atomic runs fn in a transaction.
 func (s *steps) atomic(ctx context.Context, fn func(q txn.Querier) error) error {
 	return txn.Atomic(ctx, s.pool, s.options, func(q txn.Querier) error {
-		if s.enter != "" {
-			if _, err := q.Exec(ctx, s.enter); err != nil {
-				return err
-			}
+		if s.enter == "" {
+			return fn(q)
 		}
-		err := fn(q)
-		if s.leave != "" {
-			if _, left := q.Exec(context.WithoutCancel(ctx), s.leave); err == nil {
-				err = left
-			}
+		_, err := q.Exec(ctx, s.enter)
+		if err == nil {
+			err = fn(q)
+		}
+		// Whatever became of ctx, the connection goes back as it came.
+		ctx := context.WithoutCancel(ctx)
+		if err == nil {
+			_, err = q.Exec(ctx, s.leave)
+		}
+		if err != nil {
+			_, _ = q.Exec(ctx, "ROLLBACK")
+			_, _ = q.Exec(ctx, s.leave)
 		}
 		return err
 	})
@@ -129,13 +134,14 @@ func (s *steps) claim(ctx context.Context, replica string, n int) ([]Grant, erro
 	return grants, err
 }
 
-// free lists free lanes as they will be when they have been taken, but for the epoch.
+// free lists free lanes as they will be when they have been taken, but for the epoch. One that a settle
+// still has locked, maybe of a process that is frozen, does not keep the others from being taken.
 func (s *steps) free(ctx context.Context, q txn.Querier, replica string, n int) (free []Grant, err error) {
 	err = q.Query(ctx, s.text(`SELECT l.lane, l.epoch, l.crashes + CASE WHEN l.owner IS NULL THEN 0 ELSE 1 END
 		FROM millrace_lanes l
 		WHERE NOT EXISTS (SELECT 1 FROM millrace_forwarders f WHERE f.id = l.owner)
 		  AND EXISTS (SELECT 1 FROM millrace_forwarders f WHERE f.id = $1)
-		ORDER BY l.lane LIMIT $2`), []any{replica, n}, func(row txn.Scanner) error {
+		ORDER BY l.lane LIMIT $2`)+s.skip, []any{replica, n}, func(row txn.Scanner) error {
 		var g Grant
 		err := row.Scan(&g.Lane, &g.Epoch, &g.Crashes)
 		free = append(free, g)

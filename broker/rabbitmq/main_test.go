@@ -5,12 +5,16 @@ import (
 
 	amqp091 "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
 
 	"github.com/millrace-go/millrace/broker/rabbitmq"
 	"github.com/millrace-go/millrace/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+func TestMain(m *testing.M) {
+	// The suite's TestReconnect leaves a goroutine that collects what was published.
+	testenv.Main(m, testenv.IgnoreLeak(goleak.IgnoreTopFunction("github.com/ThreeDotsLabs/watermill/pubsub/tests.TestReconnect.func2")))
+}
 
 func newPublisher(t *testing.T, config rabbitmq.Config) *rabbitmq.Publisher {
 	t.Helper()

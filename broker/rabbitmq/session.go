@@ -44,8 +44,11 @@ func openSession(ctx context.Context, conn *connection, params amqp.BuildTopolog
 		}
 		return err
 	})
+	if err != nil {
+		return nil, consumeError(err)
+	}
 	s.ch = ch
-	return s, consumeError(err)
+	return s, nil
 }
 
 func declareQueue(ctx context.Context, conn *connection, params amqp.BuildTopologyParams) error {
