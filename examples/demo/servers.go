@@ -183,7 +183,11 @@ func (s *stage) waiting(ctx context.Context) (n int, err error) {
 // openDatabase opens a service's database: a file of its own on SQLite, the same schema on PostgreSQL.
 func openDatabase(cfg config, service string) (*sql.DB, error) {
 	if cfg.onPostgres() {
-		return sql.Open("pgx", cfg.DB)
+		db, err := sql.Open("pgx", cfg.DB)
+		if err == nil {
+			db.SetMaxIdleConns(10) // the default of two connects anew all the time
+		}
+		return db, err
 	}
 	file := url.URL{Scheme: "file", Opaque: filepath.ToSlash(filepath.Join(cfg.DB, service+".db"))}
 	file.RawQuery = "_txlock=immediate&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)&_pragma=busy_timeout(5000)"

@@ -36,6 +36,7 @@ func runShop(ctx context.Context, databaseURL, amqpURL string, listener net.List
 		return err
 	}
 	defer sqlDB.Close()
+	sqlDB.SetMaxIdleConns(10) // the default of two connects anew all the time
 	if err := createTables(ctx, sqlDB); err != nil {
 		return err
 	}
