@@ -35,19 +35,3 @@ func TestAHandlerSaysWhenItsMessageComesAgain(t *testing.T) {
 	require.GreaterOrEqual(t, time.Since(nacked), asked)
 	second.Ack()
 }
-
-// The consume fails for a reason that passes by itself: the subscription has to try again.
-func TestAQueueThatSomebodyElseConsumesAloneIsWaitedFor(t *testing.T) {
-	t.Parallel()
-	config := queueConfig(testenv.RabbitMQ(t))
-	sub := newSubscriber(t, config)
-	require.NoError(t, sub.SubscribeInitialize("orders"))
-	other := raw(t, config.URL)
-	_, err := other.Consume("orders", "", true, true, false, false, nil)
-	require.NoError(t, err)
-	out, err := sub.Subscribe(t.Context(), "orders")
-	require.NoError(t, err)
-	require.NoError(t, other.Close())
-	require.NoError(t, newPublisher(t, config).Publish("orders", messages(1)...))
-	next(t, out).Ack()
-}
