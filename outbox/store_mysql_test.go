@@ -4,8 +4,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/millrace-go/millrace/internal/testenv"
 	"github.com/millrace-go/millrace/outbox"
 )
 
@@ -38,6 +40,34 @@ func TestAConnectionOfMySQLGoesBackAsItCame(t *testing.T) {
 	require.Error(t, err)
 	require.Equal(t, before, settings())
 	require.Zero(t, b.one(`SELECT attempts FROM millrace_outbox`), "it was rolled back")
+}
+
+// A statement that locks sees lanes as they are now, and forwarders as they were when it began. One that
+// joins and claims meanwhile must keep what it has. The look at the lanes is slowed down by a view.
+func TestAClaimOnMySQLTakesNothingFromOneWhoCameSinceItBegan(t *testing.T) {
+	t.Parallel()
+	b := open(t, mariadb, outbox.Config{})
+	store := b.box.Store()
+	require.NoError(t, store.Join(t.Context(), "first", time.Minute))
+	b.exec(`RENAME TABLE millrace_lanes TO lanes`)
+	b.exec(`CREATE VIEW millrace_lanes AS SELECT * FROM lanes WHERE SLEEP(0.01) = 0`)
+
+	claimed := make(chan []outbox.Grant)
+	go func() {
+		grants, err := store.Claim(t.Context(), "first", outbox.Lanes)
+		assert.NoError(t, err)
+		claimed <- grants
+	}()
+	testenv.Eventually(t, 10*time.Second, "the claim looks at the lanes", func() bool {
+		return b.one(`SELECT count(*) FROM information_schema.processlist WHERE db = database() AND state = 'User sleep'`) > 0
+	})
+	require.NoError(t, store.Join(t.Context(), "second", time.Minute))
+	b.exec(`UPDATE lanes SET owner = 'second', epoch = epoch + 1 WHERE lane >= 60`)
+
+	grants := <-claimed
+	require.Len(t, grants, 60)
+	require.EqualValues(t, 4, b.one(`SELECT count(*) FROM lanes WHERE owner = 'second' AND epoch = 1`))
+	require.EqualValues(t, 0, b.one(`SELECT sum(crashes) FROM lanes`))
 }
 
 // waitingOne inserts a message into a lane and returns its position.

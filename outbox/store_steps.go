@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -108,7 +109,7 @@ func list[T ~int | ~int64](values []T) string {
 	return b.String()
 }
 
-// claim implements dialect. A lane that another has claimed since it was looked at has another epoch.
+// claim implements dialect.
 func (s *steps) claim(ctx context.Context, replica string, n int) ([]Grant, error) {
 	var grants []Grant
 	err := s.atomic(ctx, func(q txn.Querier) error {
@@ -116,38 +117,53 @@ func (s *steps) claim(ctx context.Context, replica string, n int) ([]Grant, erro
 		if err != nil {
 			return err
 		}
-		grants = grants[:0]
-		for _, g := range free {
-			changed, err := s.run(ctx, q, `UPDATE millrace_lanes
+		for i, g := range free {
+			if _, err := s.run(ctx, q, `UPDATE millrace_lanes
 				SET crashes = crashes + CASE WHEN owner IS NULL THEN 0 ELSE 1 END, owner = $1, epoch = epoch + 1
-				WHERE lane = $2 AND epoch = $3`, replica, g.Lane, g.Epoch)
-			if err != nil {
+				WHERE lane = $2`, replica, g.Lane); err != nil {
 				return err
 			}
-			if changed == 1 {
-				g.Epoch++
-				grants = append(grants, g)
-			}
+			free[i].Epoch++
 		}
+		grants = free
 		return nil
 	})
 	return grants, err
 }
 
-// free lists free lanes as they will be when they have been taken, but for the epoch. One that a settle
-// still has locked, maybe of a process that is frozen, does not keep the others from being taken.
+// free locks free lanes, and lists them as they will be when they have been taken, but for the epoch.
+// One that a settle still has locked, maybe of a process that is frozen, does not keep the others from
+// being taken.
+//
+// A statement that locks reads the lanes as they are now, and the forwarders as they were when it
+// began: the lanes of one that has come since look free to it. Who they belong to is asked once more
+// when they are locked.
 func (s *steps) free(ctx context.Context, q txn.Querier, replica string, n int) (free []Grant, err error) {
-	err = q.Query(ctx, s.text(`SELECT l.lane, l.epoch, l.crashes + CASE WHEN l.owner IS NULL THEN 0 ELSE 1 END
+	owners := map[int]string{}
+	err = q.Query(ctx, s.text(`SELECT l.lane, l.epoch, l.crashes + CASE WHEN l.owner IS NULL THEN 0 ELSE 1 END, COALESCE(l.owner, '')
 		FROM millrace_lanes l
 		WHERE NOT EXISTS (SELECT 1 FROM millrace_forwarders f WHERE f.id = l.owner)
-		  AND EXISTS (SELECT 1 FROM millrace_forwarders f WHERE f.id = $1)
-		ORDER BY l.lane LIMIT $2`)+s.skip, []any{replica, n}, func(row txn.Scanner) error {
+		ORDER BY l.lane LIMIT $1`)+s.skip, []any{n}, func(row txn.Scanner) error {
 		var g Grant
-		err := row.Scan(&g.Lane, &g.Epoch, &g.Crashes)
-		free = append(free, g)
+		var owner string
+		err := row.Scan(&g.Lane, &g.Epoch, &g.Crashes, &owner)
+		free, owners[g.Lane] = append(free, g), owner
 		return err
 	})
-	return free, err
+	if err != nil || len(free) == 0 {
+		return nil, err
+	}
+	registered := map[string]bool{}
+	err = q.Query(ctx, s.text(`SELECT id FROM millrace_forwarders`), nil, func(row txn.Scanner) error {
+		var id string
+		err := row.Scan(&id)
+		registered[id] = true
+		return err
+	})
+	if err != nil || !registered[replica] {
+		return nil, err
+	}
+	return slices.DeleteFunc(free, func(g Grant) bool { return registered[owners[g.Lane]] }), nil
 }
 
 func (s *steps) release(ctx context.Context, grants []Grant) error {

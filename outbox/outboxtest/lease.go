@@ -1,6 +1,7 @@
 package outboxtest
 
 import (
+	"fmt"
 	"sync"
 	"time"
 
@@ -154,6 +155,38 @@ var leaseRules = []rule{
 			}
 		}
 		want(s, "lanes claimed", len(claims), outbox.Lanes)
+	}},
+	{"a replica that has just joined keeps what it claims from those that join beside it", func(s *suite) {
+		for round := range 25 {
+			var mu sync.Mutex
+			var group sync.WaitGroup
+			owners := map[int]string{}
+			for n := range 4 {
+				replica := fmt.Sprintf("%d in round %d", n, round)
+				group.Go(func() {
+					if err := s.Store.Join(s.ctx, replica, long); err != nil {
+						s.Error(err)
+						return
+					}
+					grants, err := s.Store.Claim(s.ctx, replica, 16)
+					if err != nil {
+						s.Error(err)
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					for _, g := range grants {
+						if other := owners[g.Lane]; other != "" {
+							s.Errorf("lane %d was claimed by %s and by %s", g.Lane, other, replica)
+						}
+						owners[g.Lane] = replica
+					}
+				})
+			}
+			group.Wait()
+			for n := range 4 {
+				s.must(s.Store.Leave(s.ctx, fmt.Sprintf("%d in round %d", n, round)))
+			}
+		}
 	}},
 }
 
