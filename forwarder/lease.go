@@ -85,7 +85,7 @@ func (s *session) renew(ctx context.Context, beat, unsure int64) (renewed bool, 
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Lease/2)
 	defer cancel()
 	for b := beat; b <= beat+unsure; b++ {
-		ok, err := s.store.Renew(ctx, s.replica, b, s.cfg.Lease)
+		ok, err := s.store.Renew(ctx, s.replica, b, s.cfg.Lease, nil)
 		if ok || err != nil {
 			return ok, b + 1, err
 		}

@@ -269,8 +269,8 @@ func canceled(t *testing.T) context.Context {
 }
 
 // Renew applies the renewal in any case.
-func (l *lossyStore) Renew(ctx context.Context, replica string, beat int64, lease time.Duration) (bool, error) {
-	ok, err := l.Memory.Renew(ctx, replica, beat, lease)
+func (l *lossyStore) Renew(ctx context.Context, replica string, beat int64, lease time.Duration, down []string) (bool, error) {
+	ok, err := l.Memory.Renew(ctx, replica, beat, lease, down)
 	if !l.lose && ok {
 		return false, errDown
 	}

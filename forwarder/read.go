@@ -175,10 +175,11 @@ func (c *topicCache) refresh(ctx context.Context, store outbox.Store, timeout ti
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	asked := time.Now()
-	names, err := store.Topics(ctx)
+	topics, err := store.Topics(ctx)
 	if err != nil {
 		return false, err
 	}
+	names := topics.Ready
 	known := make(map[string]bool, len(c.names))
 	for _, name := range c.names {
 		known[name] = true

@@ -117,7 +117,7 @@ func TestNoWriteWaitsLongForALock(t *testing.T) {
 				require.False(t, outbox.IsSetup(err), "%v", err)
 				cancel()
 			}
-			ok, err := store.Renew(t.Context(), "a", 0, time.Minute)
+			ok, err := store.Renew(t.Context(), "a", 0, time.Minute, nil)
 			require.NoError(t, err)
 			require.True(t, ok, "a renewal waits for no lane")
 		})

@@ -26,9 +26,10 @@ type Store interface {
 
 	// Join registers a replica with beat 0 and a lease from now.
 	Join(ctx context.Context, replica string, lease time.Duration) error
-	// Renew sets the replica's beat from beat to beat+1 and its lease to lease from now. False means
-	// that the row is not there with that beat: the replica holds nothing any more.
-	Renew(ctx context.Context, replica string, beat int64, lease time.Duration) (bool, error)
+	// Renew sets the replica's beat from beat to beat+1, its lease to lease from now, and the
+	// destinations that it cannot reach to down. False means that the row is not there with that beat:
+	// the replica holds nothing any more.
+	Renew(ctx context.Context, replica string, beat int64, lease time.Duration, down []string) (bool, error)
 	// Leave frees the replica's lanes as released and removes it.
 	Leave(ctx context.Context, replica string) error
 	// Sweep removes the replicas other than this one whose lease has ended, and reports how many.
@@ -43,8 +44,9 @@ type Store interface {
 	// Calm sets the crash count of the grant to 0.
 	Calm(ctx context.Context, g Grant) error
 
-	// Topics lists the topics that have rows which are ready. It may be a moment late.
-	Topics(ctx context.Context) ([]string, error)
+	// Topics lists the topics that have rows which are ready and are not paused, and the destinations
+	// that are paused. It may be a moment late.
+	Topics(ctx context.Context) (Topics, error)
 	// Read returns rows that are ready, from the bottom of each lane upwards, in order of position. Old
 	// rows that were made ready by hand, and not by this Store, may be missing for ten seconds; the holder
 	// of a lane does all that makes its rows ready through one Store.
@@ -64,6 +66,11 @@ type Store interface {
 	// Attempt counts attempt number attempt (2 and up) before it is made: compare-and-set from
 	// attempt-1. False: the lane or the row is no longer as it was; do not publish.
 	Attempt(ctx context.Context, g Grant, r Ref, attempt int) (bool, error)
+	// Mark says that cancellable rows (Row.Cancellable) are about to be published: from then on it is too
+	// late to cancel or replace them. It returns the positions that are marked now, by this call or
+	// before it; a row that is not among them is gone, or locked by somebody who may be cancelling it, or
+	// its lane is not held any more: do not publish it.
+	Mark(ctx context.Context, grants []Grant, rows []Ref) ([]int64, error)
 	// Refuse records a refused attempt: the row is not ready until f.RetryIn has passed and, if f.Stop,
 	// its key is stopped for f.Destination, in one transaction under the epoch.
 	Refuse(ctx context.Context, g Grant, f Refused) (bool, error)
@@ -87,6 +94,15 @@ type Grant struct {
 type Survey struct {
 	Replicas  int // whose lease has not ended
 	FreeLanes int
+	// Down counts, for each destination that one of these replicas cannot reach, how many cannot.
+	Down map[string]int
+}
+
+// Topics is what there is to do at one moment.
+type Topics struct {
+	Ready []string
+	// Paused are the destinations to which nothing is to be sent.
+	Paused []string
 }
 
 // Read says what to read.
@@ -116,6 +132,8 @@ type Row struct {
 	Key       string // "" = no key, no order
 	Attempts  int    // counted so far
 	Size      int    // bytes of payload and metadata
+	// Cancellable rows must be marked before they are published.
+	Cancellable bool
 	Metadata  message.Metadata
 	Payload   []byte
 	CreatedAt time.Time

@@ -127,7 +127,7 @@ func (s *sqlStore) Join(ctx context.Context, replica string, lease time.Duration
 }
 
 // Renew implements Store.
-func (s *sqlStore) Renew(ctx context.Context, replica string, beat int64, lease time.Duration) (bool, error) {
+func (s *sqlStore) Renew(ctx context.Context, replica string, beat int64, lease time.Duration, down []string) (bool, error) {
 	n, err := s.exec(ctx, "renew", `UPDATE millrace_forwarders SET beat = beat + 1, expires_at = {after $1} WHERE id = $2 AND beat = $3`,
 		micros(lease), replica, beat)
 	return n == 1, err
@@ -185,8 +185,14 @@ func (s *sqlStore) hop(ctx context.Context) (topics []string, err error) {
 // The rest asks the dialect.
 
 // Topics implements Store.
-func (s *sqlStore) Topics(ctx context.Context) ([]string, error) {
-	return ask(s, ctx, "topics", func(d dialect) ([]string, error) { return d.topics(ctx) })
+func (s *sqlStore) Topics(ctx context.Context) (Topics, error) {
+	names, err := ask(s, ctx, "topics", func(d dialect) ([]string, error) { return d.topics(ctx) })
+	return Topics{Ready: names}, err
+}
+
+// Mark implements Store.
+func (s *sqlStore) Mark(ctx context.Context, grants []Grant, rows []Ref) ([]int64, error) {
+	return positions(rows), nil
 }
 
 // Claim implements Store.

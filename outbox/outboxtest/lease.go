@@ -13,7 +13,7 @@ var leaseRules = []rule{
 		s.must(s.Store.Join(s.ctx, "a", long))
 		v, err := s.Store.Survey(s.ctx)
 		s.must(err)
-		want(s, "survey", v, outbox.Survey{Replicas: 1, FreeLanes: outbox.Lanes})
+		wantSurvey(s, v, outbox.Survey{Replicas: 1, FreeLanes: outbox.Lanes})
 	}},
 	{"a replica cannot join twice under one name", func(s *suite) {
 		s.must(s.Store.Join(s.ctx, "a", long))
@@ -27,18 +27,18 @@ var leaseRules = []rule{
 			beat int64
 			ok   bool
 		}{{1, false}, {0, true}, {0, false}, {1, true}, {2, true}} {
-			ok, err := s.Store.Renew(s.ctx, "a", step.beat, long)
+			ok, err := s.Store.Renew(s.ctx, "a", step.beat, long, nil)
 			s.must(err)
 			want(s, "renewed", ok, step.ok)
 		}
-		ok, err := s.Store.Renew(s.ctx, "nobody", 0, long)
+		ok, err := s.Store.Renew(s.ctx, "nobody", 0, long, nil)
 		s.must(err)
 		want(s, "renewed without having joined", ok, false)
 	}},
 	{"a renewal after the lease has ended revives it while nobody swept", func(s *suite) {
 		s.must(s.Store.Join(s.ctx, "a", time.Millisecond))
 		s.soon("the lease ends", func() bool { return s.survey().Replicas == 0 })
-		ok, err := s.Store.Renew(s.ctx, "a", 0, long)
+		ok, err := s.Store.Renew(s.ctx, "a", 0, long, nil)
 		s.must(err)
 		want(s, "renewed", ok, true)
 		want(s, "replicas", s.survey().Replicas, 1)
@@ -52,7 +52,7 @@ var leaseRules = []rule{
 		s.must(err)
 		want(s, "swept", n, 1)
 		for replica, there := range map[string]bool{"dead": false, "sweeper": true, "alive": true} {
-			ok, err := s.Store.Renew(s.ctx, replica, 0, long)
+			ok, err := s.Store.Renew(s.ctx, replica, 0, long, nil)
 			s.must(err)
 			want(s, replica, ok, there)
 		}
@@ -119,7 +119,7 @@ var leaseRules = []rule{
 	{"who leaves releases all lanes and is gone", func(s *suite) {
 		s.holder("a")
 		s.must(s.Store.Leave(s.ctx, "a"))
-		want(s, "survey", s.survey(), outbox.Survey{FreeLanes: outbox.Lanes})
+		wantSurvey(s, s.survey(), outbox.Survey{FreeLanes: outbox.Lanes})
 		for _, g := range s.holder("b") {
 			want(s, "crashes", g.Crashes, 0)
 		}

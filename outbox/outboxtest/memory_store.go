@@ -34,7 +34,7 @@ func (m *Memory) Join(ctx context.Context, replica string, lease time.Duration) 
 }
 
 // Renew implements outbox.Store.
-func (m *Memory) Renew(ctx context.Context, replica string, beat int64, lease time.Duration) (bool, error) {
+func (m *Memory) Renew(ctx context.Context, replica string, beat int64, lease time.Duration, down []string) (bool, error) {
 	if err := m.enter(ctx, "Renew"); err != nil {
 		return false, err
 	}
@@ -152,9 +152,9 @@ func (m *Memory) Calm(ctx context.Context, g outbox.Grant) error {
 }
 
 // Topics implements outbox.Store.
-func (m *Memory) Topics(ctx context.Context) ([]string, error) {
+func (m *Memory) Topics(ctx context.Context) (outbox.Topics, error) {
 	if err := m.enter(ctx, "Topics"); err != nil {
-		return nil, err
+		return outbox.Topics{}, err
 	}
 	defer m.mu.Unlock()
 	var topics []string
@@ -164,7 +164,20 @@ func (m *Memory) Topics(ctx context.Context) ([]string, error) {
 		}
 	}
 	slices.Sort(topics)
-	return topics, nil
+	return outbox.Topics{Ready: topics}, nil
+}
+
+// Mark implements outbox.Store.
+func (m *Memory) Mark(ctx context.Context, grants []outbox.Grant, rows []outbox.Ref) ([]int64, error) {
+	if err := m.enter(ctx, "Mark"); err != nil {
+		return nil, err
+	}
+	defer m.mu.Unlock()
+	var marked []int64
+	for _, r := range rows {
+		marked = append(marked, r.Pos)
+	}
+	return marked, nil
 }
 
 // Read implements outbox.Store.

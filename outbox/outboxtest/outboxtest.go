@@ -3,6 +3,7 @@ package outboxtest
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -200,5 +201,12 @@ func refused(pos int64, id, key string, attempt int) outbox.Refused {
 	return outbox.Refused{
 		Ref: ref(pos, id), Destination: "broker", Key: key, Attempt: attempt,
 		Reason: "no_route", Error: "no queue is bound", RetryIn: time.Hour, Stop: true,
+	}
+}
+
+func wantSurvey(s *suite, got, want outbox.Survey) {
+	s.Helper()
+	if got.Replicas != want.Replicas || got.FreeLanes != want.FreeLanes || !maps.Equal(got.Down, want.Down) {
+		s.Fatalf("survey: got %+v, want %+v", got, want)
 	}
 }
