@@ -12,7 +12,7 @@ TEST_TIMEOUT ?= 10m
 # e.g. make test MODULES=. RUN=TestForwarder; a module in which no test ran fails
 RUN ?= .
 
-MODULES ?= . $(patsubst %/go.mod,%,$(wildcard examples/go.mod))
+MODULES ?= . $(patsubst %/go.mod,%,$(wildcard examples/go.mod internal/bench/go.mod internal/pgxnewest/go.mod))
 TOOLS := bin/withservers bin/report
 
 .PHONY: help
@@ -45,6 +45,26 @@ demo: ## an order service whose forwarder is killed while it works; DB=postgres:
 .PHONY: demo-real
 demo-real: deps $(TOOLS) ## the same on PostgreSQL with RabbitMQ, then with Redis Streams
 	@exec bin/withservers -only postgres,redis,rabbitmq -- bash -c 'cd examples && exec go run ./demo -real'
+
+# Nothing else should run on the machine meanwhile.
+.PHONY: bench
+bench: deps ## measure against stock Watermill and the limit, an hour; writes docs/benchmarks.md
+	@cd internal/bench && go run . -full -json ../../docs/benchmarks.json && \
+		go run . -doc ../../docs/benchmarks.md < ../../docs/benchmarks.json
+
+.PHONY: bench-quick
+bench-quick: deps ## the same for what has a bar, six minutes; CASE=regexp measures less
+	@cd internal/bench && go run . -quick $(if $(CASE),-case '$(CASE)')
+
+# Six runs of each, so that benchstat can tell a difference from noise.
+.PHONY: bench-compare
+bench-compare: ## micro-benchmarks of this tree against an older one: OLD=ref
+	@test -n "$(OLD)" || { echo "usage: make bench-compare OLD=ref" >&2; exit 2; }
+	@old=$$(mktemp -d); trap 'git worktree remove --force "$$old/tree"; rm -rf "$$old"' EXIT; \
+	git worktree add --quiet --detach "$$old/tree" "$(OLD)"; \
+	run='go test -run ^$$ -bench . -benchmem -count 6 ./...'; \
+	(cd "$$old/tree" && $$run) > "$$old/old.txt"; $$run > "$$old/new.txt"; \
+	cd internal/bench && go tool benchstat "$$old/old.txt" "$$old/new.txt"
 
 .PHONY: check
 check: fmt lint test ## what a change has to pass

@@ -3,6 +3,7 @@ package millrace
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/millrace-go/millrace/internal/txn"
 )
@@ -85,8 +86,13 @@ func register(ctx context.Context, phase txn.Phase, run func(context.Context, tx
 	return t.Register(o.hook)
 }
 
+// current is for what takes For alone.
 func current(ctx context.Context, opts []HookOption) (*txn.Tx, error) {
-	return txn.Current(ctx, collect(opts).identity)
+	o := collect(opts)
+	if h := o.hook; h.Async || h.Name != "" || h.Order != 0 {
+		return nil, fmt.Errorf("%w: only For has a meaning here", ErrUnsupported)
+	}
+	return txn.Current(ctx, o.identity)
 }
 
 func collect(opts []HookOption) hookOptions {

@@ -36,7 +36,8 @@ type NoTransaction int
 const (
 	// Refuse returns ErrNoTransaction.
 	Refuse NoTransaction = iota
-	// RunNow calls the listeners at once and returns their errors; not those of PhaseAfterRollback.
+	// RunNow calls the listeners at once, the asynchronous ones too, and returns their errors; not those of
+	// PhaseAfterRollback.
 	RunNow
 	// Drop calls nobody, warns and counts.
 	Drop
@@ -90,6 +91,10 @@ func ListenerName(name string) EventOption { return func(l *listener) { l.hook.N
 // ListenerOrder sorts the listeners of one phase, lowest first.
 func ListenerOrder(n int) EventOption { return func(l *listener) { l.hook.Order = n } }
 
+// ListenerAsync has the listener run in a goroutine, so that InTx does not wait for it: see Async. A listener of
+// PhaseBeforeCommit cannot be asynchronous, and a durable one is not called by Emit at all.
+func ListenerAsync() EventOption { return func(l *listener) { l.hook.Async = true } }
+
 // Durable lets a PhaseAfterCommit listener survive a crash: Emit publishes the event, as JSON, to topic
 // through pub (the outbox's Publisher writes it with the transaction), and the listener runs as a
 // consumer, which AddHandlers adds to a router. It is called at least once. It needs a ListenerName.
@@ -98,7 +103,8 @@ func Durable(pub message.Publisher, topic string) EventOption {
 }
 
 // On has fn called for each event of type E (or, for an interface, that implements E) emitted on bus. It
-// is wiring: a nil fn, and a durable listener without a name or of another phase, panic.
+// is wiring: a nil fn, a durable listener without a name or of another phase, and an asynchronous one of
+// PhaseBeforeCommit or that is durable, panic.
 func On[E any](bus *Bus, phase Phase, fn func(ctx context.Context, event E) error, opts ...EventOption) {
 	l := &listener{phase: phase, event: reflect.TypeFor[E](), named: fn}
 	l.match = func(event any) func(context.Context) error {
@@ -118,8 +124,13 @@ func On[E any](bus *Bus, phase Phase, fn func(ctx context.Context, event E) erro
 	for _, opt := range opts {
 		opt(l)
 	}
-	if fn == nil || l.publisher != nil && (phase != PhaseAfterCommit || l.hook.Name == "") {
-		panic("millrace: On wants a function, and for a durable listener PhaseAfterCommit and a name")
+	switch {
+	case fn == nil:
+		panic("millrace: On: no function")
+	case l.publisher != nil && (phase != PhaseAfterCommit || l.hook.Name == ""):
+		panic("millrace: On: a durable listener wants PhaseAfterCommit and a name")
+	case l.hook.Async && (phase == PhaseBeforeCommit || l.publisher != nil):
+		panic("millrace: On: an asynchronous listener is not durable, nor of PhaseBeforeCommit")
 	}
 	bus.mu.Lock()
 	defer bus.mu.Unlock()
@@ -132,7 +143,8 @@ func On[E any](bus *Bus, phase Phase, fn func(ctx context.Context, event E) erro
 // is one of the same transaction, after it the listeners that fit the outcome run next.
 //
 // An error means that not every listener will hear of the event (in an after phase, those of an earlier
-// phase cannot); the others do. Inside fn, return it.
+// phase cannot); the others do. Inside fn, return it. Name, Order and Async are the listeners' own
+// business: an Emit with one of them is refused with ErrUnsupported and reaches nobody.
 func (b *Bus) Emit(ctx context.Context, event any, opts ...HookOption) error {
 	t, err := current(ctx, opts)
 	var add func(txn.Hook) error

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -11,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/millrace-go/millrace"
+	"github.com/millrace-go/millrace/internal/testenv"
 )
 
 type placed struct{ ID string }
@@ -131,7 +133,62 @@ func TestEvents(t *testing.T) {
 			require.Equal(t, "before inside, committed inside, done inside committed true", j.String())
 			require.Equal(t, "b", e.notes(t))
 		}},
+		{"an asynchronous listener is not waited for, and hears its own phase's outcome", nil, func(t *testing.T, e *env) {
+			var j journal
+			bus := millrace.NewBus(millrace.BusConfig{})
+			release := make(chan struct{})
+			late := make(chan string, 2)
+			hear := func(ctx context.Context, e placed) error {
+				<-release
+				o, ok := millrace.OutcomeOf(ctx)
+				late <- fmt.Sprint(e.ID, " ", o, " ", ok)
+				return errBusiness
+			}
+			millrace.On(bus, millrace.PhaseAfterCommit, hear, millrace.ListenerAsync(), millrace.ListenerName("mail"))
+			millrace.On(bus, millrace.PhaseAfterRollback, hear, millrace.ListenerAsync(), millrace.ListenerName("mail"))
+			millrace.On(bus, millrace.PhaseAfterCommit, func(context.Context, placed) error { j.add("in line"); return nil })
+			require.NoError(t, e.InTx(t.Context(), func(ctx context.Context, tx handle) error { return bus.Emit(ctx, placed{"1"}) }))
+			require.Equal(t, "in line", j.String())
+			_ = e.InTx(t.Context(), func(ctx context.Context, tx handle) error {
+				require.NoError(t, bus.Emit(ctx, placed{"2"}))
+				return errBusiness
+			})
+			require.Empty(t, late)
+			close(release)
+			require.ElementsMatch(t, []string{"1 committed true", "2 rolled back true"}, []string{<-late, <-late})
+			testenv.Eventually(t, 30*time.Second, "their failures are reported", func() bool { return len(e.hookErrors()) == 2 })
+			require.Equal(t, "mail", e.hookErrors()[0].Name)
+		}},
+		{"what a hook's option says is refused where it would mean nothing", nil, func(t *testing.T, e *env) {
+			var j journal
+			bus := listening(&j)
+			require.NoError(t, e.InTx(t.Context(), func(ctx context.Context, tx handle) error {
+				for _, o := range []millrace.HookOption{millrace.Async(), millrace.Name("mail"), millrace.Order(1)} {
+					require.ErrorIs(t, bus.Emit(ctx, placed{"1"}, o), millrace.ErrUnsupported)
+					require.ErrorIs(t, millrace.MarkRollbackOnly(ctx, o), millrace.ErrUnsupported)
+				}
+				return bus.Emit(ctx, placed{"2"}, millrace.For(e.db))
+			}))
+			require.Equal(t, "before 2, committed 2, done 2 committed true", j.String())
+		}},
 	})
+}
+
+func TestAListenerThatCannotBeIsRefusedAtWiring(t *testing.T) {
+	t.Parallel()
+	bus := millrace.NewBus(millrace.BusConfig{})
+	hear := func(context.Context, placed) error { return nil }
+	durable := millrace.Durable(gochannel.NewGoChannel(gochannel.Config{}, watermill.NopLogger{}), "topic")
+	named := millrace.ListenerName("billing")
+	for why, on := range map[string]func(){
+		"no function":                           func() { millrace.On[placed](bus, millrace.PhaseAfterCommit, nil) },
+		"durable, without a name":               func() { millrace.On(bus, millrace.PhaseAfterCommit, hear, durable) },
+		"durable, of another phase":             func() { millrace.On(bus, millrace.PhaseAfterRollback, hear, durable, named) },
+		"durable and asynchronous":              func() { millrace.On(bus, millrace.PhaseAfterCommit, hear, durable, named, millrace.ListenerAsync()) },
+		"asynchronous, though COMMIT must wait": func() { millrace.On(bus, millrace.PhaseBeforeCommit, hear, millrace.ListenerAsync()) },
+	} {
+		require.Panics(t, on, why)
+	}
 }
 
 func emit2(bus *millrace.Bus, id string) func(context.Context, shipped) error {

@@ -56,6 +56,106 @@ func ExampleOn() {
 	// nobody drinks that much
 }
 
+// InTx does not wait for an asynchronous listener; Close does.
+func ExampleListenerAsync() {
+	sqlDB, db := shop()
+	defer sqlDB.Close()
+
+	poured := make(chan struct{})
+	bus := millrace.NewBus(millrace.BusConfig{})
+	millrace.On(bus, millrace.PhaseAfterCommit, func(_ context.Context, e TeaSold) error {
+		<-poured
+		fmt.Println("newsletter sent")
+		return nil
+	}, millrace.ListenerAsync())
+
+	err := millrace.InTx(context.Background(), db, func(ctx context.Context, tx *millrace.Tx) error {
+		return bus.Emit(ctx, TeaSold{1})
+	})
+	fmt.Println("committed", err)
+	close(poured)
+	fmt.Println(db.Close(context.Background()))
+	// Output:
+	// committed <nil>
+	// newsletter sent
+	// <nil>
+}
+
+func ExampleListenerOrder() {
+	sqlDB, db := shop()
+	defer sqlDB.Close()
+
+	bus := millrace.NewBus(millrace.BusConfig{})
+	say := func(what string) func(context.Context, TeaSold) error {
+		return func(context.Context, TeaSold) error {
+			fmt.Println(what)
+			return nil
+		}
+	}
+	millrace.On(bus, millrace.PhaseAfterCommit, say("second"))
+	millrace.On(bus, millrace.PhaseAfterCommit, say("first"), millrace.ListenerOrder(-1))
+	_ = millrace.InTx(context.Background(), db, func(ctx context.Context, tx *millrace.Tx) error {
+		return bus.Emit(ctx, TeaSold{1})
+	})
+	// Output:
+	// first
+	// second
+}
+
+// One listener for every outcome.
+func ExampleOutcomeOf() {
+	sqlDB, db := shop()
+	defer sqlDB.Close()
+
+	bus := millrace.NewBus(millrace.BusConfig{})
+	millrace.On(bus, millrace.PhaseAfterCompletion, func(ctx context.Context, e TeaSold) error {
+		switch outcome, _ := millrace.OutcomeOf(ctx); outcome {
+		case millrace.Committed:
+			fmt.Println("sold", e.Cups)
+		case millrace.RolledBack:
+			fmt.Println("not sold", e.Cups)
+		case millrace.Unknown:
+			fmt.Println("look before you pour", e.Cups)
+		}
+		return nil
+	})
+	for cups, result := range []error{nil, errors.New("the kettle is broken")} {
+		_ = millrace.InTx(context.Background(), db, func(ctx context.Context, tx *millrace.Tx) error {
+			return errors.Join(bus.Emit(ctx, TeaSold{cups}), result)
+		})
+	}
+	// Output:
+	// sold 0
+	// not sold 1
+}
+
+// An event that was emitted in a part which is rolled back has happened to nobody, whatever becomes of the rest.
+func ExampleBus_Emit_nested() {
+	sqlDB, db := shop()
+	defer sqlDB.Close()
+
+	bus := millrace.NewBus(millrace.BusConfig{})
+	millrace.On(bus, millrace.PhaseAfterCommit, func(_ context.Context, e TeaSold) error {
+		fmt.Println("sold", e.Cups)
+		return nil
+	})
+	millrace.On(bus, millrace.PhaseAfterRollback, func(_ context.Context, e TeaSold) error {
+		fmt.Println("not sold", e.Cups)
+		return nil
+	})
+	err := millrace.InTx(context.Background(), db, func(ctx context.Context, tx *millrace.Tx) error {
+		_ = millrace.InTx(ctx, db, func(ctx context.Context, tx *millrace.Tx) error {
+			return errors.Join(bus.Emit(ctx, TeaSold{9}), errors.New("too many"))
+		}, millrace.Nested())
+		return bus.Emit(ctx, TeaSold{1})
+	})
+	fmt.Println(err)
+	// Output:
+	// not sold 9
+	// sold 1
+	// <nil>
+}
+
 // Where there is no transaction, Emit does what the bus was configured to do.
 func ExampleBus_Emit_withoutTransaction() {
 	for _, choice := range []millrace.NoTransaction{millrace.Refuse, millrace.RunNow, millrace.Drop} {

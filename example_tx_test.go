@@ -89,6 +89,40 @@ func ExampleNested() {
 	// <nil>
 }
 
+// Without a transaction the statements run one by one, and there is nothing that a hook could wait for.
+func ExampleSupports() {
+	sqlDB, db := shop()
+	defer sqlDB.Close()
+
+	look := func(ctx context.Context) error {
+		return millrace.InTx(ctx, db, func(ctx context.Context, tx *millrace.Tx) error {
+			var n int
+			err := tx.QueryRowContext(ctx, `SELECT n FROM stock`).Scan(&n)
+			hook := millrace.AfterCommit(ctx, func(context.Context) error { return nil })
+			fmt.Println(n, hook)
+			return err
+		}, millrace.Supports())
+	}
+	_ = look(context.Background())
+	_ = millrace.InTx(context.Background(), db, func(ctx context.Context, tx *millrace.Tx) error { return look(ctx) })
+	// Output:
+	// 2 millrace: no transaction in the context
+	// 2 <nil>
+}
+
+// Everything reads; to write is an error of the database.
+func ExampleReadOnly() {
+	sqlDB, db := shop()
+	defer sqlDB.Close()
+
+	err := millrace.InTx(context.Background(), db, func(ctx context.Context, tx *millrace.Tx) error {
+		_, err := tx.ExecContext(ctx, sell)
+		return err
+	}, millrace.ReadOnly())
+	fmt.Println(err != nil)
+	// Output: true
+}
+
 func ExampleMandatory() {
 	sqlDB, db := shop()
 	defer sqlDB.Close()

@@ -46,6 +46,8 @@ func Bind(ctx context.Context, db *SQLDB, around func(ctx context.Context, b *Bi
 
 // Run runs fn with a context that carries the transaction, then the BeforeCommit hooks. The owner must
 // commit if it returns nil, and roll back otherwise. It can be called once.
+//
+// fn has the ORM's handle already. Code that wants a *Tx gets it from InTx with fn's context, which joins.
 func (b *Binding) Run(ctx context.Context, tx ForeignTx, fn func(ctx context.Context) error) error {
 	return b.b.Run(ctx, &sqlConn{dialect: b.b.Dialect(), on: tx, raw: true}, fn)
 }

@@ -38,6 +38,7 @@ type env struct {
 	dsn    string
 	db     millrace.DB
 	pool   *sql.DB // not for pgx
+	native *pgxpool.Pool
 	begin  func(ctx context.Context, fn func(ctx context.Context, tx handle) error, opts ...millrace.TxOption) error
 	admin  *sql.DB // past millrace
 	inUse  func() int
@@ -133,12 +134,7 @@ func dial(t *testing.T, driver, dsn string, cfg millrace.Config) *env {
 		pool, err := pgxpool.New(t.Context(), dsn)
 		require.NoError(t, err)
 		t.Cleanup(pool.Close)
-		db := pgxtx.Pool(pool, cfg)
-		e.db = db
-		e.inUse = func() int { return int(pool.Stat().AcquiredConns()) }
-		e.begin = func(ctx context.Context, fn func(context.Context, handle) error, opts ...millrace.TxOption) error {
-			return millrace.InTx(ctx, db, func(ctx context.Context, tx pgx.Tx) error { return fn(ctx, pgxHandle{tx}) }, opts...)
-		}
+		e.usePgx(pgxtx.Pool(pool, cfg), pool)
 		return e
 	}
 	pool := open(t, driverNames[driver], dsn)
@@ -159,6 +155,14 @@ func (e *env) use(pool *sql.DB, cfg millrace.Config) {
 	e.inUse = func() int { return pool.Stats().InUse }
 	e.begin = func(ctx context.Context, fn func(context.Context, handle) error, opts ...millrace.TxOption) error {
 		return millrace.InTx(ctx, db, func(ctx context.Context, tx *millrace.Tx) error { return fn(ctx, sqlHandle{tx}) }, opts...)
+	}
+}
+
+func (e *env) usePgx(db *pgxtx.DB, pool *pgxpool.Pool) {
+	e.db, e.native = db, pool
+	e.inUse = func() int { return int(pool.Stat().AcquiredConns()) }
+	e.begin = func(ctx context.Context, fn func(context.Context, handle) error, opts ...millrace.TxOption) error {
+		return millrace.InTx(ctx, db, func(ctx context.Context, tx pgx.Tx) error { return fn(ctx, pgxHandle{tx}) }, opts...)
 	}
 }
 

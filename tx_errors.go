@@ -28,6 +28,9 @@ var (
 	ErrReadOnly = txn.ErrReadOnly
 	// ErrUnsupported: the database or the driver cannot do this.
 	ErrUnsupported = txn.ErrUnsupported
+	// ErrPoolExhausted: RequiresNew got no second connection within Config.RequiresNewTimeout, while the
+	// transaction around it held the first.
+	ErrPoolExhausted = txn.ErrPoolExhausted
 	// ErrHookOverrun is reported for a hook that still runs at its deadline.
 	ErrHookOverrun = txn.ErrHookOverrun
 	// ErrHookExited is reported for a hook that ended its goroutine (runtime.Goexit).

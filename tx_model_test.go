@@ -2,10 +2,12 @@ package millrace_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,9 +31,9 @@ type step struct {
 }
 
 type scope struct {
-	kind  string // required, nested, savepoint, hook
+	kind  string // required, nested, new, savepoint, hook
 	steps []step
-	end   string // ok, error, panic; of a savepoint also undo, undo and release, left open
+	end   string // ok, error, panic, goexit; of a savepoint also undo, undo and release, left open
 }
 
 func (s *scope) print(b *strings.Builder, indent string) {
@@ -54,6 +56,7 @@ func (s *scope) print(b *strings.Builder, indent string) {
 type generator struct {
 	*rand.Rand
 	serial int
+	kinds  []string // of scopes
 }
 
 func (g *generator) pick(of ...string) string { return of[g.IntN(len(of))] }
@@ -76,7 +79,7 @@ func (g *generator) scope(kind string, depth int) *scope {
 				st.do = "write"
 				break
 			}
-			st.scope, st.swallow = g.scope(g.pick("required", "nested", "nested", "savepoint", "savepoint"), depth+1), g.IntN(3) > 0
+			st.scope, st.swallow = g.scope(g.pick(g.kinds...), depth+1), g.IntN(3) > 0
 		}
 		s.steps = append(s.steps, st)
 	}
@@ -87,8 +90,8 @@ func (g *generator) scope(kind string, depth int) *scope {
 	case kind == "hook":
 		s.end = g.pick("ok", "ok", "ok", "ok", "ok", "ok", "ok", "error")
 	}
-	if g.IntN(60) == 0 {
-		s.end = "panic"
+	if g.IntN(40) == 0 {
+		s.end = g.pick("panic", "goexit")
 	}
 	return s
 }
@@ -97,11 +100,14 @@ func (g *generator) scope(kind string, depth int) *scope {
 var (
 	errStatement = errors.New("statement")
 	errPanic     = errors.New("panic")
+	errExit      = errors.New("goexit")
 )
 
+// thrown tells what passes through every caller.
+func thrown(err error) bool { return err == errPanic || err == errExit }
+
 func class(err error) error {
-	switch {
-	case err == nil || errors.Is(err, errPanic):
+	if err == nil || thrown(err) {
 		return err
 	}
 	for _, kind := range []error{millrace.ErrUnexpectedRollback, millrace.ErrTxAborted, errBusiness} {
@@ -114,8 +120,9 @@ func class(err error) error {
 
 // model says what must happen.
 type model struct {
-	journal
-	fragile bool // a failed statement fails the transaction, as PostgreSQL has it
+	*journal
+	fragile   bool      // a failed statement fails the transaction, as PostgreSQL has it
+	committed *[]string // by this transaction and those inside of it
 
 	state
 }
@@ -167,6 +174,8 @@ func (m *model) run(s *scope) error {
 		return errBusiness
 	case "panic":
 		return errPanic
+	case "goexit":
+		return errExit
 	}
 	return nil
 }
@@ -179,7 +188,8 @@ func (m *model) step(st step) error {
 	case "write", "publish":
 		m.rows = append(m.rows, st.do+strconv.Itoa(st.id))
 	case "read":
-		m.add("read %d", len(slices.DeleteFunc(slices.Clone(m.rows), func(s string) bool { return !strings.HasPrefix(s, "write") })))
+		seen := slices.Concat(m.rows, *m.committed)
+		m.add("read %d", len(slices.DeleteFunc(seen, func(s string) bool { return !strings.HasPrefix(s, "write") })))
 	case "bad":
 		m.failed = m.fragile
 		return errStatement
@@ -193,7 +203,7 @@ func (m *model) step(st step) error {
 		}
 	case "scope":
 		err := m.scope(st.scope)
-		if err == nil || !st.swallow || err == errPanic {
+		if err == nil || !st.swallow || thrown(err) {
 			return err
 		}
 		m.add("swallowed %v", err)
@@ -202,6 +212,10 @@ func (m *model) step(st step) error {
 }
 
 func (m *model) scope(s *scope) error {
+	if s.kind == "new" { // another transaction, which knows nothing of this one
+		other := &model{journal: m.journal, fragile: m.fragile, committed: m.committed}
+		return other.InTx(s)
+	}
 	if m.failed && s.kind != "required" {
 		return millrace.ErrTxAborted // it refuses the savepoint
 	}
@@ -260,9 +274,10 @@ func (m *model) InTx(s *scope) error {
 	case m.doomed && !m.giveUp:
 		err = millrace.ErrUnexpectedRollback
 	}
-	outcome := millrace.Committed
-	if err != nil || m.giveUp {
-		outcome, m.rows = millrace.RolledBack, nil
+	outcome := millrace.RolledBack
+	if err == nil && !m.giveUp {
+		outcome = millrace.Committed
+		*m.committed = append(*m.committed, m.rows...)
 	}
 	m.after(outcome)
 	return err
@@ -323,18 +338,30 @@ func newReal(e *env) *real {
 	return r
 }
 
-func (r *real) InTx(ctx context.Context, s *scope) (err error) {
-	defer func() {
-		if v := recover(); v == errPanic {
-			err = errPanic
-		} else if v != nil {
-			panic(v)
-		}
-	}()
+func (r *real) InTx(ctx context.Context, s *scope) error {
+	got := call(func() error { return r.own(ctx, s) })
+	switch {
+	case got.exited:
+		return errExit
+	case got.panicked == errPanic:
+		return errPanic
+	case got.panicked != nil:
+		panic(got.panicked)
+	}
+	return got.err
+}
+
+// own runs s in a transaction of its own. What InnoDB shows of other transactions depends on the isolation.
+func (r *real) own(ctx context.Context, s *scope, opts ...millrace.TxOption) error {
+	outer := r.handle
+	defer func() { r.handle = outer }()
+	if r.driver != "sqlite" {
+		opts = append(opts, millrace.Isolation(sql.LevelReadCommitted))
+	}
 	return r.env.InTx(ctx, func(ctx context.Context, tx handle) error {
 		r.handle = tx
 		return r.run(ctx, s)
-	})
+	}, opts...)
 }
 
 func (r *real) run(ctx context.Context, s *scope) error {
@@ -348,6 +375,8 @@ func (r *real) run(ctx context.Context, s *scope) error {
 		return errBusiness
 	case "panic":
 		panic(errPanic)
+	case "goexit":
+		runtime.Goexit()
 	}
 	return nil
 }
@@ -383,6 +412,9 @@ func (r *real) step(ctx context.Context, st step) error {
 }
 
 func (r *real) scope(ctx context.Context, st step) error {
+	if st.scope.kind == "new" {
+		return r.own(ctx, st.scope, millrace.RequiresNew())
+	}
 	if st.scope.kind == "required" || st.scope.kind == "nested" {
 		join := millrace.Required()
 		if st.scope.kind == "nested" {
@@ -448,19 +480,24 @@ func TestRandomTransactionsDoWhatTheModelSays(t *testing.T) {
 		first, err = strconv.ParseUint(s, 10, 64)
 		require.NoError(t, err)
 	}
-	for _, driver := range []string{"pgx", "pgx-stdlib", "mysql", "sqlite"} {
+	for _, driver := range drivers {
 		t.Run(driver, func(t *testing.T) {
 			t.Parallel()
 			e := newEnv(t, driver, millrace.Config{})
+			kinds := []string{"required", "nested", "nested", "savepoint", "savepoint", "new"}
+			if driver == "sqlite" {
+				kinds = kinds[:5] // it has one writer
+			}
 			committed := 0
 			for i := range sequences {
 				seed := first + uint64(i)
-				g := generator{Rand: rand.New(rand.NewPCG(seed, 0))}
+				g := generator{Rand: rand.New(rand.NewPCG(seed, 0)), kinds: kinds}
 				program := g.scope("outermost", 0)
 
-				m := &model{fragile: strings.HasPrefix(driver, "pgx")}
+				var stays []string
+				m := &model{journal: &journal{}, fragile: strings.HasPrefix(driver, "p"), committed: &stays}
 				want := m.InTx(program)
-				slices.Sort(m.rows)
+				slices.Sort(stays)
 
 				e.reset(t)
 				r := newReal(e)
@@ -471,9 +508,9 @@ func TestRandomTransactionsDoWhatTheModelSays(t *testing.T) {
 				about := fmt.Sprintf("MILLRACE_TEST_SEED=%d\n%s", seed, &text)
 				require.Equal(t, strings.Join(m.lines, "\n"), strings.Join(r.lines, "\n"), "what ran: %s", about)
 				require.Equal(t, want, class(got), "what the caller got: %v: %s", got, about)
-				require.Equal(t, strings.Join(m.rows, " "), e.notes(t), "what stays: %s", about)
+				require.Equal(t, strings.Join(stays, " "), e.notes(t), "what stays: %s", about)
 				require.Zero(t, e.inUse(), about)
-				if len(m.rows) > 0 {
+				if len(stays) > 0 {
 					committed++
 				}
 			}

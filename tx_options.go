@@ -19,8 +19,8 @@ func Required() TxOption { return propagation(txn.Required) }
 
 // RequiresNew begins a transaction of its own, on a second connection, whatever is open. Its hooks run
 // when it ends. SQLite refuses it inside of a transaction (ErrUnsupported), because its one writer
-// is taken. With a pool of n connections, n callers that each hold one and want another wait for
-// ever: give ctx a deadline or the pool room.
+// is taken, and so does a pool of one connection. With a pool of n connections, n callers that each hold
+// one and want another would wait for ever: after Config.RequiresNewTimeout they get ErrPoolExhausted.
 func RequiresNew() TxOption { return propagation(txn.RequiresNew) }
 
 // Nested runs fn between a savepoint and its release, or in a new transaction if none is open. When fn

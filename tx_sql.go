@@ -27,9 +27,18 @@ type Config struct {
 	//
 	// It needs the table of WitnessMigrations, into which each transaction that is not read-only
 	// writes a row: on pgx in COMMIT's round trip, through database/sql in one more. To find out,
-	// another connection of the pool writes there too; while the transaction may still be open on the
-	// server, it asks again. See PurgeWitnesses. At most 30 min. Default: an Unknown outcome is left so.
+	// another connection of the pool is used, which writes there too unless PostgreSQL can tell without;
+	// while the transaction may still be open on the server, it asks again. See PurgeWitnesses.
+	//
+	// The connection whose COMMIT was not answered is closed, so that the pool may be of one. Only
+	// go-sql-driver does not let it be closed: there the last free connection of a pool spends a round trip
+	// on being able to, and the others stay with their COMMIT until the readTimeout of the DSN.
+	//
+	// At most 30 min. Default: an Unknown outcome is left so.
 	ResolveTimeout time.Duration
+	// RequiresNewTimeout is how long RequiresNew waits, inside of a transaction, for the second connection that it
+	// needs; then it returns ErrPoolExhausted. Default 10 s.
+	RequiresNewTimeout time.Duration
 	// HookTimeout is the deadline of each hook's context, HooksTimeout that of all hooks of one
 	// transaction together. A hook that overruns is reported, and waited for. Defaults 5 s and 30 s.
 	HookTimeout  time.Duration
@@ -73,6 +82,7 @@ func (c Config) TxnSettings() (*txn.Settings, error) {
 	s := &txn.Settings{
 		CommitTimeout:  limit("CommitTimeout", c.CommitTimeout, 10*time.Second),
 		ResolveTimeout: limit("ResolveTimeout", c.ResolveTimeout, 0),
+		SecondTimeout:  limit("RequiresNewTimeout", c.RequiresNewTimeout, 10*time.Second),
 		HookTimeout:    limit("HookTimeout", c.HookTimeout, 5*time.Second),
 		HooksTimeout:   limit("HooksTimeout", c.HooksTimeout, 30*time.Second),
 		Async:          txn.NewCrew(size("AsyncWorkers", c.AsyncWorkers, 4), size("AsyncQueue", c.AsyncQueue, 1000)),
@@ -137,6 +147,10 @@ type sqlPool struct {
 	dialect txn.Dialect
 	heeds   bool       // COMMIT ends with the context of BEGIN
 	gate    *gate.Gate // SQLite only
+
+	// closable: a connection may be closed while another goroutine waits for its answer. lib/pq provides for that
+	// and ignores contexts at COMMIT; of go-sql-driver only the second is true.
+	closable bool
 }
 
 func (p *sqlPool) Identity() any           { return p.db }
@@ -168,6 +182,7 @@ func (p *sqlPool) Dialect(ctx context.Context) (txn.Dialect, error) {
 	}
 	p.dialect = dialect
 	p.heeds = dialect == txn.SQLite || driverName(p.db) == "*stdlib.Driver"
+	p.closable = driverName(p.db) == "*pq.Driver"
 	return dialect, nil
 }
 
@@ -252,19 +267,28 @@ func (p *sqlPool) Query(ctx context.Context, query string, args []any, row func(
 	return queryRows(ctx, p.db, query, args, row)
 }
 
+// lacksAnother tells whether all connections are taken and resolution may need one.
+func (p *sqlPool) lacksAnother() bool {
+	if p.settings.ResolveTimeout == 0 {
+		return false
+	}
+	s := p.db.Stats()
+	return s.MaxOpenConnections > 0 && s.InUse >= s.MaxOpenConnections
+}
+
 // Begin implements txn.Beginner.
 func (p *sqlPool) Begin(ctx context.Context, o txn.Options) (txn.Conn, error) {
 	dialect, err := p.Dialect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	c := &sqlConn{dialect: dialect, heeds: p.heeds, readOnly: o.ReadOnly}
+	c := &sqlConn{pool: p, dialect: dialect, heeds: p.heeds, readOnly: o.ReadOnly}
 	if dialect == txn.SQLite && !o.ReadOnly {
 		if c.leave, err = p.enter(ctx); err != nil {
 			return nil, fmt.Errorf("millrace: begin: %w", err)
 		}
 	}
-	if err := c.begin(ctx, p.db, o); err != nil {
+	if err := c.begin(ctx, p, o); err != nil {
 		c.end()
 		if ctx.Err() != nil {
 			return nil, ctx.Err()

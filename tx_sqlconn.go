@@ -3,9 +3,10 @@ package millrace
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
-	"time"
+	"io"
 
 	"github.com/millrace-go/millrace/internal/dberr"
 	"github.com/millrace-go/millrace/internal/txn"
@@ -13,9 +14,12 @@ import (
 
 // sqlConn is one transaction of database/sql as the state machine sees it.
 type sqlConn struct {
+	pool     *sqlPool // not of a foreign transaction
 	dialect  txn.Dialect
 	readOnly bool
-	heeds    bool // COMMIT ends with cancel
+	heeds    bool      // COMMIT ends with cancel
+	session  *sql.Conn // that tx runs on, where hangUp is wanted
+	wire     io.Closer // the driver's connection of session
 	tx       *sql.Tx
 	on       ForeignTx          // tx, or a foreign transaction
 	cancel   context.CancelFunc // of the context that the *sql.Tx was begun with
@@ -35,7 +39,7 @@ const (
 
 // begin begins on a context that only we end: database/sql rolls back, in a goroutine of its own, when
 // that of BeginTx ends, and pgx uses it for COMMIT.
-func (c *sqlConn) begin(ctx context.Context, db *sql.DB, o txn.Options) error {
+func (c *sqlConn) begin(ctx context.Context, p *sqlPool, o txn.Options) error {
 	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	c.cancel = cancel
 	stop := context.AfterFunc(ctx, cancel)
@@ -48,7 +52,11 @@ func (c *sqlConn) begin(ctx context.Context, db *sql.DB, o txn.Options) error {
 	}
 	var tx *sql.Tx
 	err := retryBusy(ctx, func() (err error) { // _txlock may make BEGIN itself a writer
-		tx, err = db.BeginTx(own, opts)
+		if p.closable {
+			tx, err = c.beginSession(own, p.db, opts)
+		} else {
+			tx, err = p.db.BeginTx(own, opts)
+		}
 		return err
 	})
 	if err != nil {
@@ -66,6 +74,33 @@ func (c *sqlConn) begin(ctx context.Context, db *sql.DB, o txn.Options) error {
 		return err
 	}
 	return nil
+}
+
+// beginSession begins where hangUp will reach the connection. As *sql.DB does by itself, it passes over
+// connections that died in the pool.
+func (c *sqlConn) beginSession(ctx context.Context, db *sql.DB, opts *sql.TxOptions) (*sql.Tx, error) {
+	for dead := db.Stats().Idle; ; dead-- {
+		session, err := db.Conn(ctx)
+		if err != nil {
+			return nil, err
+		}
+		err = session.Raw(func(conn any) error {
+			c.wire, _ = conn.(io.Closer)
+			return nil
+		})
+		var tx *sql.Tx
+		if err == nil {
+			tx, err = session.BeginTx(ctx, opts)
+		}
+		if err == nil {
+			c.session = session
+			return tx, nil
+		}
+		_ = session.Close() // the error of BEGIN says more
+		if dead <= 0 || !errors.Is(err, driver.ErrBadConn) {
+			return nil, err
+		}
+	}
 }
 
 // beginSQLite makes the transaction a writer from the start, whatever _txlock the DSN asks for: one
@@ -88,6 +123,9 @@ func (c *sqlConn) beginSQLite(ctx context.Context) error {
 func (c *sqlConn) end() {
 	if c.cancel != nil {
 		c.cancel()
+	}
+	if c.session != nil {
+		_ = c.session.Close() // puts the connection back, or finds it dead
 	}
 	if c.leave != nil {
 		c.leave()
@@ -124,8 +162,8 @@ func (c *sqlConn) Savepointed(ctx context.Context) error {
 	return c.setGuard(ctx)
 }
 
-// Inside implements txn.Conn. PostgreSQL ends no transaction by itself and refuses everything in a
-// failed one, so there only a COMMIT that went past us is in question.
+// Inside implements txn.Conn. PostgreSQL ends no transaction by itself, lets no procedure end one, and refuses
+// everything in a failed one, COMMIT too. So there only a COMMIT that went past us is in question.
 func (c *sqlConn) Inside(ctx context.Context) error {
 	var err error
 	outside := false
@@ -133,10 +171,10 @@ func (c *sqlConn) Inside(ctx context.Context) error {
 	case txn.MySQL:
 		outside, err = c.outsideMySQL(ctx)
 	case txn.Postgres:
-		if _, err = c.on.ExecContext(ctx, "SAVEPOINT "+guard); err == nil {
-			_, err = c.on.ExecContext(ctx, "RELEASE SAVEPOINT "+guard)
+		if c.raw {
+			_, err = c.on.ExecContext(ctx, "SAVEPOINT "+guard+"; RELEASE SAVEPOINT "+guard)
+			outside = dberr.SQLState(err) == "25P01"
 		}
-		outside = dberr.SQLState(err) == "25P01"
 	case txn.SQLite:
 		if _, begun := c.on.ExecContext(ctx, "BEGIN"); begun == nil {
 			_, _ = c.on.ExecContext(ctx, "ROLLBACK")
@@ -164,93 +202,4 @@ func (c *sqlConn) outsideMySQL(ctx context.Context) (bool, error) {
 	c.guarded = false
 	_, err := c.on.ExecContext(ctx, "RELEASE SAVEPOINT "+guard)
 	return dberr.MySQL(err) == noSavepoint, err
-}
-
-// Commit implements txn.Conn.
-func (c *sqlConn) Commit(ctx context.Context, stmts []txn.Statement, timeout time.Duration) (txn.Outcome, error) {
-	err := txn.ExecAll(ctx, c, stmts)
-	if err == nil {
-		err = c.calm(ctx)
-	}
-	if err == nil {
-		err = ctx.Err()
-	}
-	if err != nil {
-		_ = c.Rollback(ctx) // what made it necessary says more
-		return txn.RolledBack, err
-	}
-	err = c.commit(timeout)
-	switch {
-	case err == nil:
-		return txn.Committed, nil
-	case dberr.NotCommitted(string(c.dialect), err) || refused(err):
-		return txn.RolledBack, fmt.Errorf("millrace: commit: %w", err)
-	}
-	return txn.Unknown, err
-}
-
-// commit sends COMMIT and waits for the answer. lib/pq and go-sql-driver wait for it without limit, so
-// for them it is a goroutine that waits; if we stop waiting, the connection stays with it.
-func (c *sqlConn) commit(timeout time.Duration) error {
-	if c.heeds {
-		timer := time.AfterFunc(timeout, c.cancel)
-		defer timer.Stop()
-		defer c.end()
-		return c.tx.Commit()
-	}
-	answer := make(chan error, 1)
-	go func() {
-		err := c.tx.Commit()
-		c.end()
-		answer <- err
-	}()
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
-	select {
-	case err := <-answer:
-		return err
-	case <-timer.C:
-		return fmt.Errorf("no answer within %v", timeout)
-	}
-}
-
-// calm undoes what a read-only SQLite transaction has set on its connection.
-func (c *sqlConn) calm(ctx context.Context) error {
-	if c.dialect != txn.SQLite || !c.readOnly {
-		return nil
-	}
-	_, err := c.on.ExecContext(ctx, "PRAGMA query_only = OFF")
-	return err
-}
-
-// refused recognizes how the drivers say that COMMIT was answered ROLLBACK, in a transaction that had
-// failed: an error of their own each, without a type that can be named here.
-func refused(err error) bool {
-	switch err.Error() {
-	case "commit unexpectedly resulted in rollback", // pgx
-		"pq: Could not complete operation in a failed transaction",
-		"pq: could not complete operation in a failed transaction":
-		return true
-	}
-	return false
-}
-
-// Rollback implements txn.Conn.
-func (c *sqlConn) Rollback(ctx context.Context) error {
-	ctx, cancel := txn.ForRollback(ctx)
-	defer cancel()
-	done := make(chan error, 1)
-	go func() {
-		_ = c.calm(ctx)
-		err := c.tx.Rollback()
-		c.end()
-		done <- err
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		c.cancel()
-		return ctx.Err()
-	}
 }

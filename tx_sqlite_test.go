@@ -3,6 +3,7 @@ package millrace_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -140,4 +141,30 @@ func TestAnInMemoryDatabaseWorks(t *testing.T) {
 	_, err := db.Exec(schema)
 	require.NoError(t, err)
 	require.NoError(t, sqlEnv(db).InTx(t.Context(), func(ctx context.Context, tx handle) error { return note(ctx, tx, "a") }))
+}
+
+// Without WAL a reader keeps a writer from committing. COMMIT then says busy, and that is definite.
+func TestACommitThatSQLiteIsTooBusyForIsARollback(t *testing.T) {
+	t.Parallel()
+	db := openDB("sqlite", "file:"+testenv.SQLite(t)+"?_pragma=journal_mode(DELETE)&_pragma=busy_timeout(50)")
+	t.Cleanup(func() { _ = db.Close() })
+	_, err := db.Exec(schema + "; INSERT INTO notes VALUES ('x'), ('y')")
+	require.NoError(t, err)
+	e := sqlEnv(db)
+	reader, err := db.QueryContext(t.Context(), "SELECT note FROM notes")
+	require.NoError(t, err)
+	require.True(t, reader.Next(), "it holds a shared lock until it is closed")
+
+	var j journal
+	err = e.InTx(t.Context(), func(ctx context.Context, tx handle) error {
+		return errors.Join(note(ctx, tx, "a"), j.all(ctx, ""))
+	})
+	require.ErrorContains(t, err, "SQLITE_BUSY")
+	var unknown *millrace.UnknownOutcomeError
+	require.NotErrorAs(t, err, &unknown)
+	require.Equal(t, "before, rolledback, done:rolled back", j.String())
+	require.NoError(t, reader.Close())
+	require.Equal(t, "x y", e.notes(t))
+	require.NoError(t, e.InTx(t.Context(), func(ctx context.Context, tx handle) error { return note(ctx, tx, "b") }), "the connection is as it was")
+	require.Equal(t, "b x y", e.notes(t))
 }

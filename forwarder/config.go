@@ -7,24 +7,34 @@ import (
 	"time"
 )
 
-// Policy says what becomes of the other messages of a key when one of them is refused.
+// Policy says what becomes of the other messages of a key when one of them is refused. The zero Policy
+// stands for the default.
 type Policy int
 
 const (
-	// StopKey keeps the messages behind a refused one back until it is delivered or parked.
-	StopKey Policy = iota
+	// StopKey keeps the messages behind a refused one back until it is delivered or parked. The default.
+	StopKey Policy = iota + 1
 	// SkipKey lets them overtake it.
 	SkipKey
 )
+
+func (p Policy) known() bool { return p >= 0 && p <= SkipKey }
 
 // Config of a Forwarder. The zero value is right for production.
 type Config struct {
 	// ID names this replica in logs and in the table of replicas; a random part is added, so that two
 	// replicas may have the same. Default: "forwarder".
 	ID string
-	// Destination names the broker that the publisher leads to. The stops of keys are stored under
-	// it: change it, and they are forgotten. Default: "".
+	// Destination names the broker that the publisher given to New leads to. The stops of keys are stored
+	// under it: change it, and they are forgotten. Default: "".
 	Destination string
+	// Routes send topics to other destinations; the first one that matches has a topic. What no route
+	// matches goes to the publisher given to New. If that is nil, the routes are the list of what is
+	// allowed: messages of other topics are refused with the reason no_route, and parked after MaxAttempts.
+	Routes []Route
+	// Exclude are patterns, as in Route.Topics, of topics that another reader has: a Watermill subscriber
+	// on the same table. They are never read. A topic has one kind of reader.
+	Exclude []string
 
 	// Lease is how long the lanes of a process that died stay without a holder. It is renewed four
 	// times in that time. Default 8 s, at least 100 ms.
@@ -38,10 +48,10 @@ type Config struct {
 	// message larger than BatchBytes goes alone.
 	BatchRows  int
 	BatchBytes int
-	// Batches is how many calls of the publisher run at once. Default 4.
+	// Batches is how many calls of the publisher of one destination run at once. Default 4.
 	Batches int
-	// ReadAheadRows and ReadAheadBytes bound what is held in memory: read, in flight, or confirmed
-	// and not yet settled. Default (Batches + 2) × BatchRows and × BatchBytes.
+	// ReadAheadRows and ReadAheadBytes bound what is held in memory for each destination: read, in flight,
+	// or confirmed and not yet settled. Default (Batches + 2) × BatchRows and × BatchBytes.
 	ReadAheadRows  int
 	ReadAheadBytes int
 
@@ -55,12 +65,15 @@ type Config struct {
 	// RetryBase·2^(n-1), at most RetryMax. Default 1 s and 5 min.
 	RetryBase time.Duration
 	RetryMax  time.Duration
-	// OnFailure is what happens to the rest of a refused message's key. Default StopKey.
+	// OnFailure is what happens to the rest of a refused message's key. Default StopKey. Routes give
+	// topics a policy of their own.
 	OnFailure Policy
 
 	// DrainTimeout is how long Run, after its context has ended, waits for the broker's answers to
 	// what is in flight. Default and maximum: half the lease.
 	DrainTimeout time.Duration
+	// Observers hear of every event of a message's life, each in turn.
+	Observers []Observer
 	// Logger gets positions, ids, lanes and errors; never payloads or metadata. Nil discards.
 	Logger *slog.Logger
 }
@@ -131,12 +144,17 @@ func (c Config) complete() (Config, error) {
 	if c.RetryMax < c.RetryBase && c.RetryMax > 0 {
 		bad("Config.RetryMax is %v, less than RetryBase %v", c.RetryMax, c.RetryBase)
 	}
-	if c.OnFailure != StopKey && c.OnFailure != SkipKey {
+	if !c.OnFailure.known() {
 		bad("Config.OnFailure is %d: StopKey or SkipKey are known", c.OnFailure)
+	} else if c.OnFailure == 0 {
+		c.OnFailure = StopKey
 	}
 	duration("DrainTimeout", &c.DrainTimeout, c.Lease/2)
 	if c.DrainTimeout > c.Lease/2 && c.Lease > 0 {
 		bad("Config.DrainTimeout is %v: more than half the lease of %v would hand lanes over unresolved", c.DrainTimeout, c.Lease)
+	}
+	if c.Destination == away || len(c.Destination) > maxName {
+		bad("Config.Destination cannot be %q: it has at most %d bytes, and %q is reserved", c.Destination, maxName, away)
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

@@ -1,28 +1,25 @@
 package forwarder
 
-import (
-	"github.com/millrace-go/millrace/outbox"
-)
-
 // next takes the next batch out, nil if nothing may go. A batch is in order of position. It holds one
 // message of a key, or, for a publisher that keeps keys in order, several of which no other batch has
-// any.
-func (w *window) next(maxRows, maxBytes int) []*item {
+// any. Together puts those that otherwise go alone into one batch, unless they are to be handled with care.
+func (w *window) next(maxRows, maxBytes int, together bool) []*item {
 	w.batch++
 	var batch []*item
 	for bytes := 0; ; {
-		it := w.pop()
+		it := w.pop(together)
 		if it == nil {
 			break
 		}
-		if len(batch) > 0 && (it.alone() || len(batch) >= maxRows || bytes+it.row.Size > maxBytes) {
+		alone := it.alone() && (!together || it.careful() || it.row.Err != nil)
+		if len(batch) > 0 && (alone || len(batch) >= maxRows || bytes+it.row.Size > maxBytes) {
 			w.push(it)
 			break
 		}
 		w.take(it)
 		batch = append(batch, it)
 		bytes += it.row.Size
-		if it.alone() {
+		if alone {
 			break
 		}
 		if it.key != nil {
@@ -37,10 +34,10 @@ func (w *window) next(maxRows, maxBytes int) []*item {
 func (w *window) probe(after int64) []*item {
 	w.batch++
 	var passed []*item
-	found := w.pop()
+	found := w.pop(true)
 	for found != nil && found.row.Pos <= after {
 		passed = append(passed, found)
-		found = w.pop()
+		found = w.pop(true)
 	}
 	if found == nil && len(passed) > 0 {
 		found, passed = passed[0], passed[1:]
@@ -65,7 +62,11 @@ func (w *window) take(it *item) {
 		it.key.batch = w.batch
 	}
 	if it.careful() {
-		w.fragile = it
+		w.fragile.item = it
+	}
+	if it.alone() {
+		it.lone = true
+		w.out++
 	}
 }
 
@@ -73,10 +74,19 @@ func (w *window) take(it *item) {
 // for nothing any more.
 func (w *window) land(it *item) bool {
 	w.flying--
-	if w.fragile == it {
-		w.fragile = nil
+	if it.lone {
+		it.lone = false
+		w.out--
 	}
 	return w.known[it.row.Pos] == it
+}
+
+// safe notes that a careful item has not killed the process. One that was delivered or refused is not safe
+// before the store knows of it: the successor would think that it was this one.
+func (w *window) safe(it *item) {
+	if w.fragile.item == it {
+		w.fragile.item = nil
+	}
 }
 
 // confirm notes that the broker has the message: it is never published again, and the next one of its
@@ -111,11 +121,30 @@ func (w *window) refuse(it *item, kind taskKind, reason, text string) {
 	w.desk = append(w.desk, task{kind: kind, item: it})
 }
 
+// skip ends an item that was taken out and is not to be published: somebody cancels it, or may be about to.
+// It is not read again before the next look-out, because that may go on for a while.
+func (w *window) skip(it *item) {
+	if !w.land(it) {
+		return
+	}
+	if it.key != nil {
+		w.dequeue(it)
+	}
+	w.safe(it)
+	it.lane.pending--
+	it.state = resting
+	w.rest = append(w.rest, it)
+	if it.lane.leaving {
+		w.remove(it)
+	}
+}
+
 // again puts an item back in its place: it is published once more, in order.
 func (w *window) again(it *item) {
 	if !w.land(it) {
 		return
 	}
+	w.safe(it)
 	it.state = queued
 	it.lane.pending--
 	if it.key != nil {
@@ -140,25 +169,14 @@ func (w *window) unresolved() int {
 	return n
 }
 
-// toSettle takes up to limit confirmed items out, with the grants of their lanes.
-func (w *window) toSettle(limit int) ([]*item, []outbox.Grant, []outbox.Ref) {
+// toSettle takes up to limit confirmed items out, without those of lost lanes.
+func (w *window) toSettle(limit int) (items []*item) {
 	n := min(limit, len(w.settling))
-	items := w.settling[:n:n]
-	w.settling = w.settling[n:]
-	var kept []*item
-	var grants []outbox.Grant
-	var refs []outbox.Ref
-	granted := map[int]bool{}
-	for _, it := range items {
-		if w.known[it.row.Pos] != it {
-			continue // its lane is lost
-		}
-		kept = append(kept, it)
-		refs = append(refs, it.row.Ref)
-		if !granted[it.row.Lane] {
-			granted[it.row.Lane] = true
-			grants = append(grants, it.lane.grant)
+	for _, it := range w.settling[:n] {
+		if w.known[it.row.Pos] == it {
+			items = append(items, it)
 		}
 	}
-	return kept, grants, refs
+	w.settling = w.settling[n:]
+	return items
 }

@@ -12,12 +12,13 @@ import (
 func (s *session) drain(ctx context.Context) error {
 	s.mu.Lock()
 	s.stopping = true
-	for _, l := range s.win.lanes {
-		s.win.leave(l)
+	for number := range s.held() {
+		s.leave(number)
 	}
 	s.mu.Unlock()
 
-	flying := func() int { return s.win.flying }
+	flying := func() int { n, _ := s.unresolved(); return n }
+	pending := func() int { n, m := s.unresolved(); return n + m }
 	if !s.await(ctx, s.cfg.DrainTimeout, flying) {
 		// What the broker has not answered by now is given up, and with it the publisher's channel.
 		s.mu.Lock()
@@ -26,13 +27,16 @@ func (s *session) drain(ctx context.Context) error {
 		s.stopPublishing()
 		s.await(ctx, s.cfg.Lease/8, flying)
 	}
-	s.await(ctx, s.cfg.Lease/4, func() int { return s.win.flying + s.win.unresolved() })
+	s.await(ctx, s.cfg.Lease/4, pending)
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, _, stuck := s.dest.failing()
-	left := s.win.flying + s.win.unresolved()
-	if left > 0 || !stuck.IsZero() || s.unanswered {
+	stuck := false
+	for _, p := range s.pipes {
+		stuck = stuck || !p.dest.state().stuck.IsZero()
+	}
+	left := pending()
+	if left > 0 || stuck || s.unanswered {
 		return fmt.Errorf("forwarder: stopped before the outcome of all messages was known or stored (%d); they may be sent again when the lease has ended", left)
 	}
 	return errStopped

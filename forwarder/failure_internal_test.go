@@ -146,7 +146,7 @@ func TestAStopThatWasRemovedInTheStoreHoldsNothing(t *testing.T) {
 		until(t, 5*time.Second, "refused", func() bool { return store.Refusals() == 1 })
 		// An operator discards the message and lifts its stop; the forwarder is not told.
 		s := f.current.Load()
-		lane := s.win.lanes[outbox.Lane("k0")]
+		lane := s.held()[outbox.Lane("k0")]
 		_, err := store.Lift(t.Context(), lane.grant, "", "k0")
 		require.NoError(t, err)
 		store.Remove(1)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"sync/atomic"
 	"time"
 
@@ -27,45 +28,48 @@ type waker interface {
 	Take() uint64
 }
 
-// Forwarder carries messages from one outbox to one publisher. Make it with New, run it with Run or
-// as a plugin of a Watermill router.
+// Forwarder carries messages from one outbox to the destinations of its routes. Make it with New, run it
+// with Run or as a plugin of a Watermill router.
 type Forwarder struct {
 	src       Source
 	subscribe func() (waker, func())
-	dest      *destination
-	ordered   bool
+	table     table
+	dests     []*destination // of the routes, and at the end that of what no route matches
+	told      observers
 	cfg       Config
 
 	running atomic.Bool
 	current atomic.Pointer[session]
-	counts  struct{ published, settled, refused, parked atomic.Int64 }
 }
 
 // ErrRunning is returned by Run of a Forwarder that runs already.
 var ErrRunning = errors.New("forwarder: it is running already")
 
 // New checks the configuration and reports everything that is wrong with it in one error. It opens
-// and starts nothing. The publisher stays the caller's: the forwarder never closes it.
+// and starts nothing. Publishers stay the caller's: the forwarder never closes them. Pub may be nil if there
+// are Config.Routes: then only their topics are forwarded, and messages of others are parked.
 func New(src Source, pub message.Publisher, cfg Config) (*Forwarder, error) {
 	cfg, err := cfg.complete()
+	routes, wrong := newTable(cfg, pub)
+	err = errors.Join(err, wrong)
 	if src == nil {
 		err = errors.Join(err, errors.New("forwarder: the outbox is nil"))
-	}
-	if pub == nil {
-		err = errors.Join(err, errors.New("forwarder: the publisher is nil"))
 	}
 	if err != nil {
 		return nil, err
 	}
-	batches, ok := pub.(BatchPublisher)
-	if !ok {
-		batches = newPlain(pub)
+	f := &Forwarder{src: src, cfg: cfg, table: routes, told: cfg.Observers}
+	for _, r := range cfg.Routes {
+		to := r.Publisher
+		if to == nil {
+			to = pub
+		}
+		f.dests = append(f.dests, newDestination(r.Name, to, r.applied(cfg)))
 	}
-	keyed, ok := batches.(KeyOrdered)
-	f := &Forwarder{
-		src: src, cfg: cfg, ordered: ok && keyed.KeepsKeyOrder(),
-		dest: &destination{name: cfg.Destination, pub: batches},
+	if pub == nil {
+		pub = nowhere{}
 	}
+	f.dests = append(f.dests, newDestination(cfg.Destination, pub, cfg))
 	f.subscribe = func() (waker, func()) {
 		if w, cancel := src.Subscribe(); w != nil {
 			return w, cancel
@@ -111,15 +115,12 @@ func (f *Forwarder) Run(ctx context.Context) error {
 			return err
 		}
 		f.cfg.Logger.WarnContext(ctx, "starting anew", "cause", err)
-		if errors.Is(err, errStuck) && !f.awaitPublisher(ctx) {
-			return err
-		}
 	}
 }
 
 // preflight says at once whether Run would end because something is set up wrongly.
 func (f *Forwarder) preflight(ctx context.Context) error {
-	if err := f.checkPublisher(ctx); err != nil {
+	if err := f.checkPublishers(ctx); err != nil {
 		return err
 	}
 	if err := f.src.Store().Check(ctx); outbox.IsSetup(err) {
@@ -133,7 +134,7 @@ var checkBackoff = backoff.Policy{Base: 250 * time.Millisecond, Max: 5 * time.Se
 
 // check waits until the outbox can be worked on. Its error is a setup that no waiting mends.
 func (f *Forwarder) check(ctx context.Context) error {
-	if err := f.checkPublisher(ctx); err != nil {
+	if err := f.checkPublishers(ctx); err != nil {
 		return err
 	}
 	for tries := 1; ; tries++ {
@@ -151,35 +152,28 @@ func (f *Forwarder) check(ctx context.Context) error {
 	}
 }
 
-// checkPublisher asks a publisher that can be asked. One that cannot be reached is waited for while
-// running; one that is set up wrongly is an error.
-func (f *Forwarder) checkPublisher(ctx context.Context) error {
-	checker, ok := f.dest.pub.(interface{ Check(context.Context) error })
-	if !ok {
-		return nil
-	}
-	call, cancel := context.WithTimeout(ctx, f.cfg.PublishTimeout)
-	defer cancel()
-	err := checker.Check(call)
-	if err == nil || ctx.Err() != nil {
-		return nil
-	}
-	var setup interface{ Setup() bool }
-	if errors.As(err, &setup) && setup.Setup() {
-		return fmt.Errorf("forwarder: check the publisher: %w", err)
-	}
-	f.cfg.Logger.WarnContext(ctx, "destination not reached, trying on", "destination", f.dest.name, "error", err)
-	return nil
-}
-
-// awaitPublisher waits until the calls that did not return when told to have returned.
-func (f *Forwarder) awaitPublisher(ctx context.Context) bool {
-	for {
-		if _, _, stuck := f.dest.failing(); stuck.IsZero() {
-			return true
+// checkPublishers asks the publishers that can be asked. One that cannot be reached is waited for while
+// running; those that are set up wrongly are an error.
+func (f *Forwarder) checkPublishers(ctx context.Context) error {
+	var wrong []error
+	asked := map[BatchPublisher]bool{}
+	for _, d := range f.dests {
+		if reflect.TypeOf(d.pub).Comparable() {
+			if asked[d.pub] {
+				continue
+			}
+			asked[d.pub] = true
 		}
-		if !sleep(ctx, f.cfg.PollInterval) {
-			return false
+		err := d.check(ctx, f.cfg.PublishTimeout)
+		if err == nil || ctx.Err() != nil {
+			continue
 		}
+		var setup interface{ Setup() bool }
+		if errors.As(err, &setup) && setup.Setup() {
+			wrong = append(wrong, fmt.Errorf("forwarder: check the publisher of destination %q: %w", d.name, err))
+			continue
+		}
+		f.cfg.Logger.WarnContext(ctx, "destination not reached, trying on", "destination", d.name, "error", err)
 	}
+	return errors.Join(wrong...)
 }

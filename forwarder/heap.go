@@ -11,8 +11,8 @@ func (w *window) push(it *item) {
 		return
 	}
 	it.heaped = true
-	if it.careful() {
-		stdheap.Push(&w.fragileReady, it)
+	if it.alone() {
+		stdheap.Push(&w.single, it)
 	} else {
 		stdheap.Push(&w.ready, it)
 	}
@@ -31,13 +31,14 @@ func (w *window) free(q *queue) bool {
 	return q.flying == 0 || w.ordered && q.batch == w.batch && q.items[0].state == flying
 }
 
-// pop returns the lowest item that may go out, nil if there is none. While a careful item is out, no
-// other one may go.
-func (w *window) pop() *item {
+// pop returns the lowest item that may go out, nil if there is none. Of those that go alone only so many
+// are out at a time, so that many failing messages leave room for the others; together lifts that. While
+// a careful item is out, no other one may go.
+func (w *window) pop(together bool) *item {
 	for {
 		from := &w.ready
-		if w.fragile == nil && len(w.fragileReady) > 0 && (len(w.ready) == 0 || w.fragileReady[0].row.Pos < w.ready[0].row.Pos) {
-			from = &w.fragileReady
+		if w.singleOpen(together) && (len(w.ready) == 0 || w.single[0].row.Pos < w.ready[0].row.Pos) {
+			from = &w.single
 		}
 		if len(*from) == 0 {
 			return nil
@@ -51,6 +52,11 @@ func (w *window) pop() *item {
 			return it
 		}
 	}
+}
+
+// singleOpen reports whether an item that goes alone may be taken.
+func (w *window) singleOpen(together bool) bool {
+	return len(w.single) > 0 && (together || w.out < w.singles) && (w.fragile.item == nil || !w.single[0].careful())
 }
 
 func (h heap) Len() int           { return len(h) }

@@ -60,7 +60,7 @@ func (s *session) balance(ctx context.Context, search int) error {
 	if stopping || !s.lease.valid(time.Now()) {
 		return nil
 	}
-	share := fairShare(survey.Replicas)
+	share := s.share(survey, time.Now())
 	if held+survey.FreeLanes < share || search%tidySearches == 0 {
 		swept, err := s.store.Sweep(ctx, s.replica)
 		if err != nil {
@@ -85,10 +85,44 @@ func fairShare(n int) int {
 	return (outbox.Lanes + n - 1) / n
 }
 
+// held are the lanes that this replica holds, as its first destination sees them: all see the same ones.
+// Called with the lock held.
+func (s *session) held() map[int]*lane { return s.pipes[0].win.lanes }
+
+// lose forgets a lane. Called with the lock held.
+func (s *session) lose(number int) {
+	for _, p := range s.pipes {
+		p.win.lose(number)
+	}
+}
+
+// leave marks a lane to be handed over. Called with the lock held.
+func (s *session) leave(number int) {
+	for _, p := range s.pipes {
+		p.win.leave(p.win.lanes[number])
+	}
+}
+
+// idle reports whether a lane has nothing that a broker may have and the store does not know of. Called with
+// the lock held.
+func (s *session) idle(number int) bool {
+	for _, p := range s.pipes {
+		if p.win.lanes[number].pending > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// laneChange describes what is held now. Called with the lock held.
+func (s *session) laneChange() LaneChange {
+	return LaneChange{Replica: s.replica, Held: len(s.held())}
+}
+
 func (s *session) heldLanes() (held int, stopping bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, l := range s.win.lanes {
+	for _, l := range s.held() {
 		if !l.leaving {
 			held++
 		}
@@ -129,23 +163,30 @@ func (s *session) claim(ctx context.Context, n int) error {
 		}
 		return err
 	}
-	byLane := s.stopsOf(stops)
 	careful := 0
 	s.mu.Lock()
 	for _, g := range grants {
-		s.win.lose(g.Lane) // of an epoch that is gone
-		if byLane[g.Lane] == nil {
-			byLane[g.Lane] = map[string]int64{}
-		}
-		s.win.hold(g, byLane[g.Lane])
+		s.lose(g.Lane) // of an epoch that is gone
 		if g.Crashes >= 2 {
 			careful++
 		}
 	}
+	for _, p := range s.pipes {
+		byLane := p.stopsOf(stops)
+		for _, g := range grants {
+			if byLane[g.Lane] == nil {
+				byLane[g.Lane] = map[string]int64{}
+			}
+			p.win.hold(g, byLane[g.Lane])
+		}
+	}
+	change := s.laneChange()
 	s.mu.Unlock()
 	s.log.InfoContext(ctx, "lanes taken", "lanes", len(grants), "careful", careful)
+	change.Taken = len(grants)
+	s.f.told.lanes(ctx, change)
 	s.promoteWork.set()
-	s.readWork.set()
+	s.look.now.set()
 	return nil
 }
 
@@ -154,14 +195,14 @@ func (s *session) giveUp(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var numbers []int
-	for number, l := range s.win.lanes {
+	for number, l := range s.held() {
 		if !l.leaving {
 			numbers = append(numbers, number)
 		}
 	}
 	slices.Sort(numbers)
 	for _, number := range numbers[len(numbers)-min(n, len(numbers)):] {
-		s.win.leave(s.win.lanes[number])
+		s.leave(number)
 	}
 }
 
@@ -170,8 +211,8 @@ func (s *session) giveUp(n int) {
 func (s *session) handOver(ctx context.Context) error {
 	s.mu.Lock()
 	var grants []outbox.Grant
-	for _, l := range s.win.lanes {
-		if l.leaving && l.pending == 0 {
+	for number, l := range s.held() {
+		if l.leaving && s.idle(number) {
 			grants = append(grants, l.grant)
 		}
 	}
@@ -185,10 +226,13 @@ func (s *session) handOver(ctx context.Context) error {
 		return err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, g := range grants {
-		s.win.lose(g.Lane)
+		s.lose(g.Lane)
 	}
+	change := s.laneChange()
+	s.mu.Unlock()
 	s.log.InfoContext(ctx, "lanes handed over", "lanes", len(grants))
+	change.HandedOver = len(grants)
+	s.f.told.lanes(ctx, change)
 	return nil
 }

@@ -84,8 +84,12 @@ func (s *session) keepLease(ctx context.Context) error {
 func (s *session) renew(ctx context.Context, beat, unsure int64) (renewed bool, next int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Lease/2)
 	defer cancel()
+	down := s.unreached()
 	for b := beat; b <= beat+unsure; b++ {
-		ok, err := s.store.Renew(ctx, s.replica, b, s.cfg.Lease, nil)
+		ok, err := s.store.Renew(ctx, s.replica, b, s.cfg.Lease, down)
+		if ok && err == nil {
+			s.reported(down)
+		}
 		if ok || err != nil {
 			return ok, b + 1, err
 		}

@@ -13,48 +13,53 @@ import (
 )
 
 // publish takes batches and sends them, one call of the publisher at a time; several run side by side.
-func (s *session) publish(ctx context.Context) error {
+func (p *pipeline) publish(ctx context.Context) error {
 	for {
-		batch, wait := s.take(time.Now())
+		batch, wait := p.take(time.Now())
 		if batch == nil {
-			if !s.publishWork.wait(ctx, wait) {
+			if !p.publishWork.wait(ctx, wait) {
 				return nil
 			}
 			continue
 		}
-		s.publishWork.set() // there may be more for the next worker
-		s.send(ctx, batch)
-		s.dest.leave()
-		s.moved()
+		p.publishWork.set() // there may be more for the next worker
+		p.send(ctx, batch)
+		p.dest.leave()
+		p.s.moved()
 	}
 }
 
 // take returns the next batch, or how long to wait for one (0: until something happens).
-func (s *session) take(now time.Time) ([]*item, time.Duration) {
+func (p *pipeline) take(now time.Time) ([]*item, time.Duration) {
+	s := p.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopping || !s.lease.valid(now) {
 		return nil, 0
 	}
-	open, probe, after, wait := s.dest.gate(now)
-	if !open {
+	pass, wait := p.dest.gate(now)
+	if pass == closed {
 		return nil, wait
 	}
 	var batch []*item
-	if probe {
-		batch = s.win.probe(after)
+	if pass == oneOnly {
+		batch = p.win.probe(p.dest.lastProbe())
 	} else {
-		batch = s.win.next(s.cfg.BatchRows, s.cfg.BatchBytes)
+		batch = p.win.next(p.cfg.BatchRows, p.cfg.BatchBytes, pass == together)
 	}
 	if batch == nil {
-		s.dest.leave()
+		p.dest.leave()
 	}
 	return batch, 0
 }
 
 // send publishes a batch and files what came of it.
-func (s *session) send(ctx context.Context, batch []*item) {
-	if len(batch) == 1 && !s.ready(ctx, batch[0]) {
+func (p *pipeline) send(ctx context.Context, batch []*item) {
+	s := p.s
+	if batch = p.mark(ctx, batch); len(batch) == 0 {
+		return
+	}
+	if len(batch) == 1 && !p.ready(ctx, batch[0]) {
 		return
 	}
 	if !s.lease.valid(time.Now()) {
@@ -62,83 +67,94 @@ func (s *session) send(ctx context.Context, batch []*item) {
 		return
 	}
 	topics, msgs := make([]string, len(batch)), make([]*message.Message, len(batch))
-	call, cancel := context.WithTimeout(s.publishing, s.cfg.PublishTimeout)
-	defer cancel()
 	for i, it := range batch {
-		if it.attempt == 0 {
-			it.attempt = 1
-		}
-		topics[i], msgs[i] = it.row.Topic, outgoing(call, it)
+		it.begin(p.cfg.MaxAttempts)
+		topics[i], msgs[i] = it.row.Topic, outgoing(it)
 	}
-	errs := s.dest.publish(call, s.cfg.Lease/4, s.moved, topics, msgs)
+	call, cancel := context.WithTimeout(s.publishing, p.cfg.PublishTimeout)
+	defer cancel()
+	told := p.describe(batch, msgs)
+	call = s.f.told.publish(call, told)
+	for _, msg := range msgs {
+		msg.SetContext(call)
+	}
+	errs := p.dest.publish(call, s.cfg.Lease/4, s.moved, topics, msgs)
 	fault.Point("forwarder.after_publish")
-	s.file(ctx, batch, errs)
+	answers := p.file(ctx, batch, errs)
 	fault.Point("forwarder.after_confirm")
+	s.f.told.published(call, told, answers)
 }
 
 // outgoing is the message as the broker gets it: the id and payload of the row, its metadata, and where
 // it comes from.
-func outgoing(ctx context.Context, it *item) *message.Message {
+func outgoing(it *item) *message.Message {
 	msg := message.NewMessage(it.row.ID, it.row.Payload)
-	msg.Metadata = make(message.Metadata, len(it.row.Metadata)+4)
+	msg.Metadata = make(message.Metadata, len(it.row.Metadata)+6)
 	maps.Copy(msg.Metadata, it.row.Metadata)
 	msg.Metadata[meta.Position] = strconv.FormatInt(it.row.Pos, 10)
 	msg.Metadata[meta.Lane] = strconv.Itoa(it.row.Lane)
 	msg.Metadata[meta.Epoch] = strconv.FormatInt(it.lane.grant.Epoch, 10)
 	msg.Metadata[meta.Attempt] = strconv.Itoa(it.attempt)
-	msg.SetContext(ctx)
 	return msg
 }
 
 // file notes the answers.
-func (s *session) file(ctx context.Context, batch []*item, errs []error) {
+func (p *pipeline) file(ctx context.Context, batch []*item, errs []error) []Answer {
+	s := p.s
 	s.mu.Lock()
-	verdicts, changed := s.dest.judge(batch, errs, time.Now())
-	sent := 0
+	verdicts, changed := p.dest.judge(batch, errs, time.Now())
 	for i, it := range batch {
-		switch v := verdicts[i]; {
-		case v.kind == delivered:
-			sent++
-			s.win.confirm(it)
-		case v.kind == unknown:
-			s.win.again(it)
-		case it.attempt >= s.cfg.MaxAttempts:
-			s.win.refuse(it, taskPark, v.reason, v.text)
+		switch v := verdicts[i]; v.kind {
+		case delivered:
+			p.win.confirm(it)
+		case unknown:
+			p.win.again(it)
+		case deferred:
+			p.win.refuse(it, taskDefer, v.reason, v.text)
 		default:
-			s.win.refuse(it, taskRefuse, v.reason, v.text)
+			kind := taskRefuse
+			if it.attempt >= p.cfg.MaxAttempts {
+				kind = taskPark
+			}
+			p.win.refuse(it, kind, v.reason, v.text)
 		}
 	}
 	s.mu.Unlock()
-	s.f.counts.published.Add(int64(sent))
-	if !changed {
-		return
+	p.dest.tally.answered(batch, verdicts, time.Now())
+	if changed {
+		p.announce(ctx)
 	}
-	if failures, err, _ := s.dest.failing(); failures > 0 {
-		s.log.WarnContext(ctx, "destination does not answer, trying on", "destination", s.dest.name, "error", bounded(err.Error(), 500))
+	return answersOf(verdicts, errs)
+}
+
+// announce tells that the destination has begun or ceased to answer.
+func (p *pipeline) announce(ctx context.Context) {
+	state := p.dest.state()
+	if state.err != nil {
+		p.s.log.WarnContext(ctx, "destination does not answer, trying on", "destination", p.dest.name, "error", bounded(state.err.Error(), 500))
 	} else {
-		s.log.InfoContext(ctx, "destination answers", "destination", s.dest.name)
+		p.s.log.InfoContext(ctx, "destination answers", "destination", p.dest.name)
 	}
+	p.s.f.told.destination(ctx, p.dest.name, state.err)
 }
 
 // ready prepares a message that goes alone, and reports whether it may be published: a second attempt
-// is written down before it is made, so that attempts are exact however many replicas die.
-func (s *session) ready(ctx context.Context, it *item) bool {
+// is written down before it is made, so that attempts are exact however many replicas die. While everything
+// is refused by the destination, its refusals are not to count.
+func (p *pipeline) ready(ctx context.Context, it *item) bool {
+	s := p.s
 	if it.row.Err != nil {
 		it.attempt = it.counted + 1
 		s.set(it, taskPark, "encoding", bounded(it.row.Err.Error(), 500))
 		return false
 	}
-	if it.attempt == 0 && it.counted >= s.cfg.MaxAttempts {
+	if it.attempt == 0 && it.counted >= p.cfg.MaxAttempts && it.careful() {
 		it.attempt = it.counted
-		if it.careful() {
-			s.set(it, taskPark, "attempts_exhausted", "the outcome of the last attempt is not known: its forwarder died")
-			return false
-		}
+		s.set(it, taskPark, "attempts_exhausted", "the outcome of the last attempt is not known: its forwarder died")
+		return false
 	}
-	if it.attempt == 0 {
-		it.attempt = it.counted + 1
-	}
-	if it.attempt <= it.counted || it.counted == 0 && !it.careful() {
+	it.begin(p.cfg.MaxAttempts)
+	if it.attempt <= it.counted || !it.careful() && (it.counted == 0 || p.dest.suspected()) {
 		return true
 	}
 	call, cancel := context.WithTimeout(ctx, s.storeTimeout())
@@ -152,10 +168,10 @@ func (s *session) ready(ctx context.Context, it *item) bool {
 	}
 	if !ok {
 		s.mu.Lock()
-		if s.win.land(it) {
-			s.win.remove(it)
-			s.win.hungry = true
-			s.win.desk = append(s.win.desk, task{kind: taskReload, lane: it.lane})
+		if p.win.land(it) {
+			p.win.remove(it)
+			p.win.hungry = true
+			p.win.desk = append(p.win.desk, task{kind: taskReload, lane: it.lane})
 		}
 		s.mu.Unlock()
 		return false
@@ -167,13 +183,13 @@ func (s *session) ready(ctx context.Context, it *item) bool {
 func (s *session) set(it *item, kind taskKind, reason, text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.win.refuse(it, kind, reason, text)
+	it.lane.win.refuse(it, kind, reason, text)
 }
 
 func (s *session) putBack(batch []*item) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, it := range batch {
-		s.win.again(it)
+		it.lane.win.again(it)
 	}
 }

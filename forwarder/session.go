@@ -15,46 +15,52 @@ import (
 
 // session is one registration of this replica: from joining to leaving, or to the moment when the
 // database says that it is gone. Nothing of what it knows is taken over into the next one.
+//
+// It has what all destinations share: the lease, the lanes, the look-out for messages, and all that writes to
+// the outbox. What a destination has of its own is in its pipeline.
 type session struct {
 	f       *Forwarder
 	cfg     Config
 	store   outbox.Store
-	dest    *destination
 	wake    waker
 	log     *slog.Logger
 	replica string
 	lease   *lease
+	pipes   []*pipeline
+	look    lookout
 
-	publishing     context.Context // of the calls of the publisher; ends before the session does
+	publishing     context.Context // of the calls of publishers; ends before the session does
 	stopPublishing context.CancelFunc
 
-	readWork, publishWork, settleWork, clerkWork, promoteWork, laneWork, drained signal
+	settleWork, clerkWork, promoteWork, laneWork, drained signal
 
-	mu          sync.Mutex // guards what follows
-	win         *window
+	mu          sync.Mutex // guards what follows, and the windows
 	stopping    bool
-	settleFails time.Time // since when; zero if it does not
-	readErr     error
-	unanswered  bool // publishes were given up when stopping
+	settleFails time.Time        // since when; zero if it does not
+	readErrs    map[string]error // by destination, "" included, and of the look-out
+	unanswered  bool             // publishes were given up when stopping
+
+	retreat retreat // of keepLanes
 }
 
-var (
-	// errStopped ends a session whose Run was told to stop.
-	errStopped = errors.New("forwarder: stopped")
-	// errStuck ends a session whose publisher does not return.
-	errStuck = errors.New("forwarder: the publisher is stuck")
-)
+// errStopped ends a session whose Run was told to stop.
+var errStopped = errors.New("forwarder: stopped")
 
 func (f *Forwarder) newSession(wake waker) *session {
 	id := f.cfg.ID + "-" + uuid.NewString()[:13]
-	return &session{
-		f: f, cfg: f.cfg, store: f.src.Store(), dest: f.dest, wake: wake,
+	s := &session{
+		f: f, cfg: f.cfg, store: f.src.Store(), wake: wake,
 		log: f.cfg.Logger.With("replica", id), replica: id,
-		lease:    &lease{length: f.cfg.Lease},
-		readWork: newSignal(), publishWork: newSignal(), settleWork: newSignal(), clerkWork: newSignal(),
+		lease: &lease{length: f.cfg.Lease}, look: newLookout(),
+		settleWork: newSignal(), clerkWork: newSignal(),
 		promoteWork: newSignal(), laneWork: newSignal(), drained: newSignal(),
-		win: newWindow(f.cfg, f.ordered),
+		readErrs: map[string]error{},
 	}
+	out := &fragile{}
+	for _, d := range f.dests {
+		s.pipes = append(s.pipes, newPipeline(s, d, out))
+	}
+	return s
 }
 
 // run joins, works until ctx ends or the registration is lost, and leaves. It returns errStopped when
@@ -69,9 +75,12 @@ func (s *session) run(ctx context.Context) error {
 	s.publishing, s.stopPublishing = context.WithCancel(life)
 	defer s.stopPublishing()
 
-	work := []func(context.Context) error{s.keepLease, s.keepLanes, s.read, s.promote, s.settle, s.clerk, s.watch}
-	for range s.cfg.Batches {
-		work = append(work, s.publish)
+	work := []func(context.Context) error{s.keepLease, s.keepLanes, s.lookOut, s.promote, s.settle, s.clerk}
+	for _, p := range s.pipes {
+		work = append(work, p.read, p.recover)
+		for range p.cfg.Batches {
+			work = append(work, p.publish)
+		}
 	}
 	for _, do := range work {
 		g.Go(func() error { return do(life) })
@@ -127,30 +136,31 @@ func (s *session) storeTimeout() time.Duration { return max(5*time.Second, s.cfg
 // moved tells everybody that things may have changed.
 func (s *session) moved() {
 	s.mu.Lock()
-	w := s.win
-	hungry, settling, desk := w.hungry, len(w.settling) > 0, len(w.desk) > 0
-	s.mu.Unlock()
-	if hungry {
-		s.readWork.set()
+	settling, desk := false, false
+	for _, p := range s.pipes {
+		settling = settling || len(p.win.settling) > 0
+		desk = desk || len(p.win.desk) > 0
+		if p.win.hungry {
+			p.readWork.set()
+		}
+		p.publishWork.set()
 	}
+	s.mu.Unlock()
 	if settling {
 		s.settleWork.set()
 	}
 	if desk {
 		s.clerkWork.set()
 	}
-	s.publishWork.set()
 	s.laneWork.set()
 	s.drained.set()
 }
 
-// watch gives the lanes up when the publisher has not come back for so long that another replica should
-// try: the lease is not renewed any more and runs out.
-func (s *session) watch(ctx context.Context) error {
-	for sleep(ctx, s.cfg.PublishTimeout/4) {
-		if _, _, stuck := s.dest.failing(); !stuck.IsZero() && time.Since(stuck) > 2*s.cfg.PublishTimeout {
-			return errStuck
-		}
+// unresolved counts what brokers may have and the store does not know of. Called with the lock held.
+func (s *session) unresolved() (flying, pending int) {
+	for _, p := range s.pipes {
+		flying += p.win.flying
+		pending += p.win.unresolved()
 	}
-	return nil
+	return flying, pending
 }

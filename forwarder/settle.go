@@ -5,19 +5,18 @@ import (
 	"time"
 
 	"github.com/millrace-go/millrace/internal/fault"
+	"github.com/millrace-go/millrace/outbox"
 )
 
 // settleRows bounds one call of Store.Settle.
 const settleRows = 1000
 
-// settle deletes confirmed rows, in batches over all lanes: while one statement is on its way, the next
-// batch gathers. A row stays in the window, and so is not published again, until the store said that it
-// is gone or that the lane is; if the store does not answer, the window fills up and reading stops.
+// settle deletes confirmed rows, in batches over all lanes and destinations: while one statement is on its
+// way, the next batch gathers. A row stays in the window, and so is not published again, until the store
+// said that it is gone or that the lane is; if the store does not answer, the windows fill up and reading stops.
 func (s *session) settle(ctx context.Context) error {
 	for failures := 0; ; {
-		s.mu.Lock()
-		items, grants, refs := s.win.toSettle(settleRows)
-		s.mu.Unlock()
+		items, grants, refs := s.toSettle()
 		if len(items) == 0 {
 			if !s.settleWork.wait(ctx, 0) {
 				return nil
@@ -31,32 +30,13 @@ func (s *session) settle(ctx context.Context) error {
 		if err == nil {
 			fault.Point("forwarder.after_settle")
 		}
-
-		s.mu.Lock()
-		for _, number := range settled.Lost {
-			s.loseEpoch(number, items)
-		}
-		done := append(settled.Done, settled.Gone...)
-		gone := make(map[int64]bool, len(done))
-		for _, pos := range done {
-			gone[pos] = true
-		}
-		for _, it := range items {
-			if gone[it.row.Pos] {
-				s.win.remove(it)
-			} else if !it.lane.lost {
-				s.win.settling = append(s.win.settling, it)
-			}
-		}
-		s.settleState(err)
-		s.mu.Unlock()
-		s.f.counts.settled.Add(int64(len(settled.Done)))
+		gone := s.settled(ctx, items, settled, err)
 		s.moved()
 
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case err != nil || len(gone) == 0:
+		case err != nil || gone == 0:
 			if failures++; err != nil && failures == 1 {
 				s.log.WarnContext(ctx, "confirmed messages not settled, trying on", "error", err, "messages", len(items))
 			}
@@ -69,16 +49,74 @@ func (s *session) settle(ctx context.Context) error {
 	}
 }
 
-// loseEpoch forgets a lane that the store says is not held with the epoch of these items. Called with
-// the lock held.
-func (s *session) loseEpoch(number int, items []*item) {
+// toSettle takes confirmed items out of the windows, the same share of each if there are too many.
+func (s *session) toSettle() (items []*item, grants []outbox.Grant, refs []outbox.Ref) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, p := range s.pipes {
+		items = append(items, p.win.toSettle((settleRows-len(items))/(len(s.pipes)-i))...)
+	}
+	granted := map[int]bool{}
 	for _, it := range items {
-		if it.row.Lane == number && s.win.lanes[number] == it.lane {
-			s.log.Warn("lane lost", "lane", number, "epoch", it.lane.grant.Epoch)
-			s.win.lose(number)
-			return
+		refs = append(refs, it.row.Ref)
+		if !granted[it.row.Lane] {
+			granted[it.row.Lane] = true
+			grants = append(grants, it.lane.grant)
 		}
 	}
+	return items, grants, refs
+}
+
+// settled notes the store's answer and returns how many rows are gone.
+func (s *session) settled(ctx context.Context, items []*item, settled outbox.Settled, err error) int {
+	gone := make(map[int64]bool, len(items))
+	for _, pos := range settled.Gone {
+		gone[pos] = true
+	}
+	for _, pos := range settled.Done {
+		gone[pos] = true
+	}
+	done := make(map[*pipeline][]*item, 1)
+	s.mu.Lock()
+	lost := 0
+	for _, number := range settled.Lost {
+		if s.loseEpoch(ctx, number, items) {
+			lost++
+		}
+	}
+	for _, it := range items {
+		if gone[it.row.Pos] {
+			it.lane.win.remove(it)
+			p := it.lane.win.pipe
+			done[p] = append(done[p], it)
+		} else if !it.lane.lost {
+			it.lane.win.settling = append(it.lane.win.settling, it)
+		}
+	}
+	s.settleState(err)
+	change := s.laneChange()
+	s.mu.Unlock()
+	if change.Lost = lost; lost > 0 {
+		s.f.told.lanes(ctx, change)
+	}
+	for p, items := range done {
+		p.dest.tally.settled(items)
+		s.f.told.settled(ctx, p.batch(items))
+	}
+	return len(gone)
+}
+
+// loseEpoch forgets a lane that the store says is not held with the epoch of these items, and reports
+// whether it was believed to be. Called with the lock held.
+func (s *session) loseEpoch(ctx context.Context, number int, items []*item) bool {
+	for _, it := range items {
+		if it.row.Lane == number && it.lane.win.lanes[number] == it.lane {
+			s.log.WarnContext(ctx, "lane lost", "lane", number, "epoch", it.lane.grant.Epoch)
+			s.lose(number)
+			return true
+		}
+	}
+	return false
 }
 
 // settleState remembers since when settling fails. Called with the lock held.

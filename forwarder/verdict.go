@@ -2,6 +2,7 @@ package forwarder
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -19,7 +20,8 @@ type verdictKind int8
 const (
 	delivered verdictKind = iota
 	refused               // the message's fault: counts
-	unknown               // the destination's fault, or nobody knows: sent again
+	deferred              // refused like everything else: the destination's fault
+	unknown               // the destination was not reached, or nobody knows: sent again
 )
 
 // certain are reasons that lie in the message whatever the state of the broker.
@@ -28,31 +30,46 @@ var certain = map[string]bool{"too_large": true, "encoding": true, "invalid": tr
 // judge turns the answers to one call into verdicts and draws the destination's conclusions: how long it
 // is left alone, and whether refusals are still believed to be the messages' fault. Changed says that
 // the destination has begun or ceased to fail.
+//
+// A refusal is the message's own fault as long as others get through. When more than alikeLimit different
+// messages were refused for one reason and none got through, it is the destination's: nothing counts until
+// one gets through, and what is refused makes room for what is behind it, which may be what gets through.
 func (d *destination) judge(batch []*item, errs []error, now time.Time) (verdicts []verdict, changed bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	verdicts = make([]verdict, len(batch))
 	failedKey := map[*queue]bool{}
-	succeeded, lost := false, false
+	succeeded := slices.Contains(errs, nil)
+	lost, alike := false, false
+	if succeeded {
+		d.alike, d.rounds, d.suspectAt, d.assumed = 0, 0, time.Time{}, 0
+	}
 	for i, err := range errs {
 		switch it := batch[i]; {
 		case err == nil:
-			succeeded, d.alike = true, 0
 		case it.key != nil && failedKey[it.key]:
 			// Held back behind a message that failed in this call: says nothing of the destination.
 			verdicts[i].kind = unknown
 		default:
-			verdicts[i] = d.blame(it, err)
-			if verdicts[i].kind == unknown {
-				lost, d.lastErr = true, err
+			v := d.blame(it, err, succeeded, now)
+			lost = lost || v.kind == unknown
+			alike = alike || v.kind == deferred
+			if v.kind != refused {
+				d.lastErr = err
 			}
+			verdicts[i] = v
 			failedKey[it.key] = it.key != nil
 		}
 	}
-	before := d.failures
 	if len(batch) == 1 {
 		d.probed = batch[0].row.Pos
 	}
+	return verdicts, d.conclude(succeeded, lost, alike, now)
+}
+
+// conclude notes how a call went and reports whether the destination has begun or ceased to fail.
+func (d *destination) conclude(succeeded, lost, alike bool, now time.Time) (changed bool) {
+	before := !d.downAt.IsZero()
 	switch {
 	case lost && succeeded:
 		d.failures = 1
@@ -63,15 +80,24 @@ func (d *destination) judge(batch []*item, errs []error, now time.Time) (verdict
 	}
 	if lost {
 		d.until = now.Add(outage.Delay(d.failures))
+	} else if alike {
+		d.rounds++
+		d.until = now.Add(outage.Delay(d.rounds))
 	}
-	if d.failures == 0 {
-		d.lastErr = nil
+	if succeeded {
+		d.downAt = time.Time{}
 	}
-	return verdicts, (before == 0) != (d.failures == 0)
+	down := d.failures > 0 || !d.suspectAt.IsZero()
+	if down && d.downAt.IsZero() {
+		d.downAt = now
+	} else if !down {
+		d.downAt, d.lastErr = time.Time{}, nil
+	}
+	return before != down
 }
 
-// blame decides whether a failed message counts an attempt.
-func (d *destination) blame(it *item, err error) verdict {
+// blame decides whether a failed message counts an attempt. Others says that some got through with it.
+func (d *destination) blame(it *item, err error, others bool, now time.Time) verdict {
 	var refusal Refusal
 	if !errors.As(err, &refusal) || !refusal.Refused() {
 		return verdict{kind: unknown}
@@ -80,17 +106,20 @@ func (d *destination) blame(it *item, err error) verdict {
 	if v.reason == "" {
 		v.reason = "refused"
 	}
-	if certain[v.reason] {
+	if others || d.strict || certain[v.reason] {
 		return v
 	}
 	if v.reason != d.reason {
-		d.reason, d.alike = v.reason, 0
+		d.reason, d.alike, d.rounds, d.suspectAt = v.reason, 0, 0, time.Time{}
 	}
 	if it.row.Attempts == 0 && it.attempt <= 1 {
 		d.alike++ // a message met for the first time
 	}
 	if d.alike > alikeLimit {
-		v.kind = unknown
+		v.kind = deferred
+		if d.suspectAt.IsZero() {
+			d.suspectAt = now
+		}
 	}
 	return v
 }

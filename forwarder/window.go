@@ -1,6 +1,8 @@
 package forwarder
 
 import (
+	"time"
+
 	"github.com/millrace-go/millrace/outbox"
 )
 
@@ -13,6 +15,7 @@ const (
 	confirmed              // stored by the broker, row not yet deleted
 	recording              // refused, not yet recorded
 	holding                // behind a stop, not yet made not ready
+	resting                // may be about to be cancelled: not to be read for a moment
 )
 
 // item is one row in the window.
@@ -25,7 +28,11 @@ type item struct {
 	attempt int  // number of the attempt under way
 	counted int  // attempts that the store knows of
 	first   bool // came with the first read of its lane
-	heaped  bool // is in window.ready
+	heaped  bool // is in window.ready or window.single
+	lone    bool // is out as one of the single ones
+	marked  bool // can no longer be cancelled
+	round   int  // of the look-out when it came
+	since   time.Time
 
 	reason, text string // why it was refused
 }
@@ -34,18 +41,37 @@ type item struct {
 // and with the attempt written before it is made, so that a message that kills its process is found.
 func (it *item) careful() bool { return it.lane.careful }
 
+// idle reports whether neither the broker nor the store has to answer for the item.
+func (it *item) idle() bool {
+	return it.state == queued || it.state == holding || it.state == resting
+}
+
+// begin numbers the attempt that is about to be made, unless the one before has no outcome yet.
+func (it *item) begin(most int) {
+	switch {
+	case it.attempt > 0:
+	case it.counted >= most:
+		it.attempt = it.counted // the outcome of the last one is not known
+	default:
+		it.attempt = it.counted + 1
+	}
+}
+
 // alone reports whether the item gets a call of the publisher for itself: its attempt is counted first,
 // and if it takes the channel down, it takes nothing along.
 func (it *item) alone() bool { return it.careful() || it.counted > 0 || it.row.Err != nil }
 
-// lane is one lane as long as this replica holds it under one epoch.
+// lane is one lane as long as this replica holds it under one epoch, and as far as one destination is
+// concerned.
 type lane struct {
+	win     *window
 	grant   outbox.Grant
 	careful bool
 	leaving bool // to be released: nothing more is read or handed out
 	lost    bool // not ours any more
 	seen    bool // a read covered it
-	calm    bool // its crash count is 0 or about to be
+	calm    bool // nothing of this destination stands in the way of resetting its crash count
+	round   int  // of the look-out when it was taken up
 	first   int  // items of the first read that are still here
 	items   int
 	pending int              // items of which the store or the broker must still hear
@@ -62,10 +88,12 @@ type queue struct {
 	batch  uint64 // the batch that the flying ones are in
 }
 
-// window is what the forwarder knows of the outbox at this moment: pure state, no I/O, guarded by its
-// owner. A position that is in it is not read again.
+// window is what the forwarder knows of the outbox at this moment, of one destination: pure state, no I/O,
+// guarded by its owner. A position that is in it is not read again.
 type window struct {
+	pipe     *pipeline
 	ordered  bool // the publisher takes several items of a key in one batch
+	singles  int  // items that go alone and may be out together
 	hotKey   int  // items of one key in memory from which on no more are wanted
 	maxRows  int
 	maxBytes int
@@ -78,20 +106,27 @@ type window struct {
 	flying int // items with the publisher, those of lost lanes included
 
 	batch   uint64 // the batch being built
-	fragile *item  // the one careful item that is out
+	round   int    // of the look-out
+	out     int    // single ones with the publisher
+	fragile *fragile
 
-	fragileReady heap // as ready, of careful items
-	settling     []*item
-	desk         []task
+	single   heap // as ready, of items that go alone
+	settling []*item
+	desk     []task
+	rest     []*item // that are resting
 
 	reading map[int]*lane      // lanes of the open read, nil if none is open
 	erased  map[int64]struct{} // what left since that read began
 	hungry  bool               // rows may be waiting that a limit kept out
 }
 
-func newWindow(cfg Config, ordered bool) *window {
+// fragile is the one careful item that is out, of all windows of a forwarder: if the process dies, it is
+// to be known over which.
+type fragile struct{ item *item }
+
+func newWindow(p *pipeline, cfg Config, ordered bool, f *fragile) *window {
 	w := &window{
-		ordered: ordered, maxRows: cfg.ReadAheadRows, maxBytes: cfg.ReadAheadBytes,
+		pipe: p, ordered: ordered, singles: max(1, cfg.Batches/2), fragile: f, maxRows: cfg.ReadAheadRows, maxBytes: cfg.ReadAheadBytes,
 		hotKey: max(1, cfg.BatchRows/8),
 		lanes:  map[int]*lane{}, known: map[int64]*item{}, keys: map[string]*queue{},
 	}
@@ -103,7 +138,7 @@ func newWindow(cfg Config, ordered bool) *window {
 
 // hold takes up a lane with the stops that are stored for it.
 func (w *window) hold(g outbox.Grant, stops map[string]int64) {
-	w.lanes[g.Lane] = &lane{grant: g, careful: g.Crashes >= 2, calm: g.Crashes == 0, stops: stops}
+	w.lanes[g.Lane] = &lane{win: w, grant: g, careful: g.Crashes >= 2, calm: g.Crashes == 0, round: w.round, stops: stops}
 }
 
 // lose forgets a lane and everything in it. What is with the publisher comes back and is ignored.
@@ -131,7 +166,7 @@ func (w *window) leave(l *lane) {
 	l.leaving = true
 	l.holding = nil
 	for _, it := range w.known {
-		if it.lane == l && (it.state == queued || it.state == holding) {
+		if it.lane == l && it.idle() {
 			w.remove(it)
 		}
 	}
@@ -149,7 +184,7 @@ func (w *window) add(row outbox.Row) bool {
 	if _, left := w.erased[row.Pos]; left {
 		return false
 	}
-	it := &item{row: row, lane: l, counted: row.Attempts, first: !l.seen}
+	it := &item{row: row, lane: l, counted: row.Attempts, first: !l.seen, round: w.round, since: time.Now()}
 	w.known[row.Pos] = it
 	w.bytes += row.Size
 	l.items++
@@ -175,6 +210,7 @@ func (w *window) remove(it *item) {
 	if w.known[it.row.Pos] != it {
 		return
 	}
+	w.safe(it)
 	delete(w.known, it.row.Pos)
 	if w.reading != nil {
 		w.erased[it.row.Pos] = struct{}{}
@@ -185,7 +221,7 @@ func (w *window) remove(it *item) {
 	if it.first {
 		l.first--
 	}
-	if it.state != queued && it.state != holding {
+	if !it.idle() {
 		l.pending--
 	}
 	if it.key != nil {

@@ -73,5 +73,37 @@ func (w *window) endRead(q outbox.Read, rows []outbox.Row) int {
 	return added
 }
 
+// beginRound begins a look-out: what is here by now was read before the store is asked what there is.
+func (w *window) beginRound() (round int) {
+	w.round++
+	return w.round
+}
+
+// endRound takes up which topics have something that may go. What waits here of another one, since before
+// the round began, may not go any more: its topic was paused, or the row is gone. It is dropped. A lane of
+// which there is nothing to read is through its first read.
+func (w *window) endRound(round int, topics []string) (dropped []*item) {
+	for _, it := range w.rest {
+		w.remove(it)
+		w.hungry = true
+	}
+	w.rest = nil
+	for _, it := range w.known {
+		if it.state == queued && it.round < round && !slices.Contains(topics, it.row.Topic) {
+			dropped = append(dropped, it)
+		}
+	}
+	for _, it := range dropped {
+		w.remove(it)
+	}
+	for _, l := range w.lanes {
+		if len(topics) == 0 && l.round < round && !l.seen {
+			l.seen = true
+			w.soothe(l)
+		}
+	}
+	return dropped
+}
+
 // abandonRead ends a read that brought no answer.
 func (w *window) abandonRead() { w.reading, w.erased = nil, nil }

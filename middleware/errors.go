@@ -68,6 +68,17 @@ func RetryAfter(err error, d time.Duration) error {
 	return &delayedError{err, d}
 }
 
+// NotYet marks an error that is no verdict on the message: whoever runs now cannot handle it, and another
+// may, for instance a newer version that is being deployed. No attempt is counted. With DelayedRetry
+// the message is stored and comes again after d, or, if that is 0, after the first delay; without, it is
+// nacked. NotYet(nil, d) is nil.
+func NotYet(err error, d time.Duration) error {
+	if err == nil {
+		return nil
+	}
+	return &postponedError{delayedError: delayedError{err, d}, notYet: true}
+}
+
 // Delay returns what RetryAfter asked for, or 0.
 func Delay(err error) time.Duration {
 	var d delivery.Delayer
@@ -123,13 +134,21 @@ func hopeless(err error, code string) error { return Permanent(WithReason(err, c
 
 // postponedError is an error that is not the message's fault and no attempt at handling it: the
 // message is nacked and comes back, however often that happens.
-type postponedError struct{ delayedError }
+type postponedError struct {
+	delayedError
+	notYet bool // a message that came from a broker may be put aside
+}
 
 func postponed(err error, after time.Duration) error {
-	return &postponedError{delayedError{err, after}}
+	return &postponedError{delayedError: delayedError{err, after}}
 }
 
 func isPostponed(err error) bool {
 	var p *postponedError
 	return errors.As(err, &p)
+}
+
+func isNotYet(err error) bool {
+	var p *postponedError
+	return errors.As(err, &p) && p.notYet
 }

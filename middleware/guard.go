@@ -40,8 +40,10 @@ var errUnguarded = errors.New("middleware: the handler runs without a claim")
 // BusyWait. The time is that of the request which succeeded.
 func (c *claim) acquire(ctx context.Context) (dedup.Answer, time.Time, error) {
 	patience := time.Now().Add(c.cfg.BusyWait)
+	asked := false
 	for try := 1; ; try++ {
 		answer, sentAt, wait, err := c.ask(ctx, try)
+		asked = asked || !sentAt.IsZero()
 		if err == nil && answer.Verdict != dedup.Busy {
 			return answer, sentAt, nil
 		}
@@ -58,6 +60,9 @@ func (c *claim) acquire(ctx context.Context) (dedup.Answer, time.Time, error) {
 			continue
 		}
 		if err != nil {
+			if asked { // and made, perhaps: nobody else could handle the message for a lease
+				c.giveBack(ctx, false)
+			}
 			c.tell(EventStoreDown, c)
 			return answer, sentAt, postponed(fmt.Errorf("%w: %w", ErrStoreUnavailable, err), wait)
 		}

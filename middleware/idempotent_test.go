@@ -440,16 +440,32 @@ func TestAClaimWhoseAnswerNobodyWaitedForIsGivenBack(t *testing.T) {
 	require.Equal(t, dedup.Claimed, a.Verdict)
 }
 
-// deaf claims, and is cancelled before the answer.
+// deaf claims, and is cancelled before the answer, or fails with err.
 type deaf struct {
 	*dedup.Memory
 	cancel func()
+	err    error
 }
 
 func (d *deaf) Claim(ctx context.Context, k dedup.Key, r dedup.Request) (dedup.Answer, error) {
 	_, _ = d.Memory.Claim(ctx, k, r)
 	d.cancel()
-	return dedup.Answer{}, ctx.Err()
+	return dedup.Answer{}, errors.Join(d.err, ctx.Err())
+}
+
+// The claim was made, but its answer never came: the next delivery need not wait for the end of a lease
+// that nobody holds.
+func TestAClaimWhoseAnswerNeverCameIsGivenBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store := &deaf{Memory: new(dedup.Memory), cancel: func() {}, err: errDown}
+		h := must(t)(middleware.Idempotent(store, middleware.IdempotentConfig{Consumer: "c"}))(succeed)
+		_, err := h(delivery(t.Context(), "m", "p"))
+		require.ErrorIs(t, err, middleware.ErrStoreUnavailable)
+		a, err := store.Memory.Claim(t.Context(), dedup.Key{Consumer: "c", MessageID: "m"}, dedup.Request{Owner: "next", Lease: 1e6, TTL: 1e9})
+		require.NoError(t, err)
+		require.Equal(t, dedup.Claimed, a.Verdict)
+	})
 }
 
 func TestAPanicGivesTheClaimBackAndGoesOn(t *testing.T) {

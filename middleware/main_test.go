@@ -17,7 +17,10 @@ import (
 	"github.com/millrace-go/millrace/middleware"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m, testenv.Role("consumer that dies", dyingConsumer)) }
+func TestMain(m *testing.M) {
+	testenv.Main(m, testenv.Role("consumer that dies", dyingConsumer), testenv.Role("inbox consumer", inboxConsumer),
+		testenv.Role("zombie", zombie), testenv.Role("storm consumer", stormConsumer))
+}
 
 var errHandler = errors.New("the handler failed")
 

@@ -7,6 +7,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/millrace-go/millrace/internal/delivery"
 )
 
 // PanicError is a handler's panic. Its text is the value's, bounded; the stack is kept apart, since
@@ -26,9 +28,13 @@ func (e *PanicError) Unwrap() error {
 }
 
 // Recoverer turns a panic of the handler into a *PanicError, reason "panic". It is a
-// message.HandlerMiddleware as it stands, and belongs innermost.
+// message.HandlerMiddleware as it stands, and belongs innermost. There it also keeps DelayedRetry's word: a
+// message whose attempts are spent passes it only if those in between know that it is done.
 func Recoverer(next message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) (out []*message.Message, err error) {
+		if err := delivery.Refusal(msg); err != nil {
+			return nil, err
+		}
 		returned := false
 		defer func() {
 			// Not "v != nil": Goexit unwinds, too, and is not to be stopped.

@@ -25,7 +25,8 @@ type RetryConfig struct {
 	// With the time that one attempt takes it has to stay below the time after which the broker gives
 	// the message to somebody else. Default 30 s.
 	Budget time.Duration
-	// GiveUp, if set, names the errors that no attempt will change, beside those marked Permanent.
+	// GiveUp, if set, names the errors that no attempt will change, beside those marked Permanent. For
+	// rules by kind of error and by handler see Classify.
 	GiveUp func(error) bool
 	// OnRetry, if set, is called before the wait for the next attempt, with the one that failed.
 	OnRetry func(msg *message.Message, attempt int, err error, wait time.Duration)
@@ -33,12 +34,13 @@ type RetryConfig struct {
 
 // Retry calls the handler again when it fails, after exponential waits with full jitter.
 //
-// It gives up after MaxAttempts, at Budget, on a Permanent error, and when the message's context
-// ends; the handler's last error is returned then. RetryAfter(err, d) makes the wait at least d long;
-// if that is beyond the budget the message is nacked, to come again after d.
+// It gives up after MaxAttempts, at Budget, before the deadline of the message's context, on a Permanent
+// error, and when that context ends; the handler's last error is returned then. RetryAfter(err, d)
+// makes the wait at least d long; if that is beyond the budget the message comes again after d: from
+// the store of DelayedRetry, or else because it is nacked.
 //
-// The number of the attempt is in the handler's context: see Attempt. Calls in one delivery are
-// counted, from 1; a delivery that begins anew after a crash counts anew.
+// The number of the attempt is in the handler's context: see Attempt. With DelayedRetry around it the
+// calls in all deliveries are counted; otherwise those in one delivery.
 func Retry(cfg RetryConfig) (message.HandlerMiddleware, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.check(); err != nil {
@@ -83,19 +85,33 @@ func (c RetryConfig) run(msg *message.Message, rec *delivery.Record, next messag
 	ctx := msg.Context()
 	defer msg.SetContext(ctx)
 	begin := time.Now()
-	for attempt := 1; ; attempt++ {
+	for call := 1; ; call++ {
+		attempt, last, err := rec.Begin(ctx)
+		switch {
+		case errors.Is(err, delivery.ErrElsewhere):
+			return nil, nil
+		case err != nil:
+			return nil, err
+		}
 		msg.SetContext(context.WithValue(ctx, attemptKey{}, attempt))
 		rec.Set(delivery.Open)
 		out, err := next(msg)
 		if err = rec.Judge(err); err == nil {
 			return out, nil
 		}
-		if attempt >= c.MaxAttempts || IsPermanent(err) || isPostponed(err) || ctx.Err() != nil || (c.GiveUp != nil && c.GiveUp(err)) {
+		if isPostponed(err) || ctx.Err() != nil {
 			return nil, err
 		}
-		wait := max(Delay(err), backoff.Policy{Base: c.InitialDelay, Max: c.MaxDelay}.Delay(attempt))
-		if time.Since(begin)+wait > c.Budget {
-			if d := Delay(err); d > 0 {
+		rec.Note(failure(attempt, err))
+		if c.GiveUp != nil && c.GiveUp(err) {
+			return nil, Permanent(WithReason(err, Reason(err)))
+		}
+		if last || call >= c.MaxAttempts || IsPermanent(err) {
+			return nil, err
+		}
+		wait := max(Delay(err), backoff.Policy{Base: c.InitialDelay, Max: c.MaxDelay}.Delay(call))
+		if deadline, ok := ctx.Deadline(); time.Since(begin)+wait > c.Budget || (ok && time.Until(deadline) < wait) {
+			if d := Delay(err); d > 0 && !rec.Counted() {
 				return nil, postponed(err, d) // it is too early for the verdict that the message is bad
 			}
 			return nil, err
@@ -112,7 +128,7 @@ func (c RetryConfig) run(msg *message.Message, rec *delivery.Record, next messag
 
 type attemptKey struct{}
 
-// Attempt is the number of this call of the handler in its delivery, from 1; 0 without Retry.
+// Attempt is the number of this call of the handler, from 1; 0 without Retry.
 func Attempt(ctx context.Context) int {
 	n, _ := ctx.Value(attemptKey{}).(int)
 	return n

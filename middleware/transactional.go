@@ -115,11 +115,13 @@ func (t *transactional) handle(msg *message.Message, rec *delivery.Record,
 			return millrace.MarkRollbackOnly(ctx, millrace.For(t.db))
 		}
 		event = EventHandled
-		return errors.Join(t.send(ctx, msg, key, out),
+		return errors.Join(t.send(ctx, msg, key, out), rec.RunWithin(ctx),
 			millrace.AfterCommit(ctx, func(context.Context) error { committed = true; return nil }, millrace.For(t.db)))
 	})
 	switch {
-	case err == nil && event == EventHandled && !committed:
+	case err == nil && event == EventHandled && committed:
+		rec.SetCommitted()
+	case err == nil && event == EventHandled:
 		err = ErrRolledBack
 	case unknown(err), err != nil && !begun:
 		err = postponed(err, refusedDelay) // an outage says nothing about the message

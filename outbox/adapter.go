@@ -1,9 +1,11 @@
 package outbox
 
 import (
+	"context"
 	stdsql "database/sql"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/ThreeDotsLabs/watermill-sql/v4/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -31,7 +33,7 @@ type SQLiteSchema struct{ Schema }
 
 // Schema configures an adapter.
 type Schema struct {
-	// Config is that of the Box on the same tables: Prefix, MaxPayload and Key count.
+	// Config is that of the Box on the same tables: all but AllowOutsideTx and Logger counts.
 	Config Config
 	// BatchSize is the number of messages that a subscriber reads at once. Default 100.
 	BatchSize int
@@ -65,7 +67,8 @@ func (s Schema) insert(dialect txn.Dialect, topic string, msgs []*message.Messag
 	if err := s.Config.check(); err != nil {
 		return sql.Query{}, err
 	}
-	entries, err := encoder{maxPayload: s.Config.MaxPayload, key: s.Config.Key}.encode(topic, msgs)
+	contexts := func(i int) context.Context { return msgs[i].Context() }
+	entries, err := newEncoder(s.Config).encode(contexts, topic, msgs)
 	if err != nil {
 		return sql.Query{}, err
 	}
@@ -74,6 +77,9 @@ func (s Schema) insert(dialect txn.Dialect, topic string, msgs []*message.Messag
 	}
 	if len(chunks(dialect, entries)) > 1 {
 		return sql.Query{}, fmt.Errorf("%w: %d messages are too many, or more than %d bytes, for one call of a sql.Publisher", ErrInvalidMessage, len(entries), maxBytes)
+	}
+	if slices.ContainsFunc(entries, func(e entry) bool { return e.schedule != "" }) {
+		return sql.Query{}, fmt.Errorf("%w: a schedule name needs Box.Publish, which writes it into a table of its own", ErrInvalidMessage)
 	}
 	text, args := insertion(dialect, s.prefix(), entries)
 	return sql.Query{Query: text, Args: args}, nil

@@ -109,6 +109,41 @@ func TestTheBoundWaitsForAWriterThatDrewAPositionWithoutATransactionID(t *testin
 	require.Equal(t, before+1, rows[0].Pos)
 }
 
+// Who waits in INSERT ... ON CONFLICT has drawn a position, has no transaction id yet, and gets one that is
+// higher than those of all who ended meanwhile.
+func TestTheBoundWaitsForAWriterThatWaitedForAnother(t *testing.T) {
+	t.Parallel()
+	b := open(t, postgres, outbox.Config{})
+	grants := b.holder()
+	before := b.passing(grants, "1")
+	const insert = `INSERT INTO millrace_outbox (id, lane, topic, payload) VALUES ('late', 0, 'late', '')`
+	first, err := b.raw.BeginTx(t.Context(), nil)
+	require.NoError(t, err)
+	defer first.Rollback()
+	_, err = first.ExecContext(t.Context(), insert)
+	require.NoError(t, err)
+	second, err := b.raw.BeginTx(t.Context(), nil)
+	require.NoError(t, err)
+	defer second.Rollback()
+	done := make(chan error, 1)
+	go func() {
+		_, err := second.ExecContext(t.Context(), insert+` ON CONFLICT (id) DO NOTHING`)
+		done <- err
+	}()
+	testenv.Eventually(t, 30*time.Second, "the second writer waits", func() bool { return b.waiters() > 0 })
+	b.passing(grants, "2", "3", "4")
+	require.LessOrEqual(t, outbox.Raise(t.Context(), b.box.Store()), before)
+	require.NoError(t, first.Rollback())
+	require.NoError(t, <-done)
+	for range 5 {
+		require.LessOrEqual(t, outbox.Raise(t.Context(), b.box.Store()), before)
+	}
+	require.NoError(t, second.Commit())
+	rows := b.read("late")
+	require.Len(t, rows, 1)
+	require.Equal(t, before+2, rows[0].Pos)
+}
+
 func TestTheBoundWaitsForAPreparedTransactionAlsoAcrossARestart(t *testing.T) {
 	t.Parallel()
 	server, b := ownServer(t)
@@ -227,7 +262,7 @@ func TestAnIdlePollDoesNotWalkOverDeletedRowsThatCannotBeVacuumed(t *testing.T) 
 	b.raise(waiting - 1)
 	found, err := b.box.Store().Topics(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, []string{"new"}, found)
+	require.Equal(t, []string{"new"}, found.Ready)
 	require.Len(t, b.read("new"), 1)
 	_, topics = poll(waiting - 1)
 	require.Less(t, topics, 20)
@@ -240,7 +275,7 @@ func TestTopicsBehindManyRowsAreFoundAboveABound(t *testing.T) {
 	b.backlog("b", 1)
 	topics, err := b.box.Store().Topics(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, []string{"a", "b"}, topics)
+	require.Equal(t, []string{"a", "b"}, topics.Ready)
 }
 
 func TestWhatBecomesReadyBelowTheBoundIsReadAtOnce(t *testing.T) {

@@ -23,9 +23,21 @@ type Config struct {
 	// Key names the order key of a message that was not given one by WithKey. Default: none. It must
 	// not change the message.
 	Key func(topic string, msg *message.Message) string
+	// Policies say what becomes of messages when the broker has them. Default: they are deleted.
+	Policies []Policy
+	// Confirming is what concerns messages whose Policy is AwaitConfirmation.
+	Confirming Confirming
+	// Retention says for how long is kept what is remembered beside the messages; see Box.RunRetention.
+	Retention Retention
+	// Propagators carry what the context of a Publish knows into the metadata of its messages, in this
+	// order. The message that was given is not changed.
+	Propagators []Propagator
 	// AllowOutsideTx makes a Publish outside of any transaction insert in a transaction of its own,
 	// instead of refusing. The message is then not tied to any change of data.
 	AllowOutsideTx bool
+	// Waker lets forwarders in other processes hear at once of what this one commits, and this one's of
+	// what others commit. It stays the caller's to close. Default: they find it at their next poll.
+	Waker Waker
 	// Logger gets what is worth knowing and cannot be returned; ids only, no content. Default: nothing.
 	Logger *slog.Logger
 }
@@ -38,6 +50,12 @@ func (c Config) check() error {
 	if c.MaxPayload < 0 {
 		errs = append(errs, errors.New("outbox: Config.MaxPayload is negative"))
 	}
+	for _, p := range c.Policies {
+		errs = append(errs, p.check())
+	}
+	errs = append(errs, c.Confirming.check())
+	errs = append(errs, c.Retention.check())
+	errs = append(errs, checkPropagators(c.Propagators))
 	return errors.Join(errs...)
 }
 
@@ -49,7 +67,9 @@ type Box struct {
 	encoder encoder
 	store   *sqlStore
 	wakes   wakes
-	log     *slog.Logger
+	// statsLimit is StatsLimit, but for tests.
+	statsLimit int
+	log        *slog.Logger
 }
 
 // New checks cfg and joins all its errors. It opens and starts nothing, and does not ask the database
@@ -69,14 +89,19 @@ func New(db millrace.DB, cfg Config) (*Box, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	pool := db.TxnPool()
-	return &Box{
+	box := &Box{
 		db:      db,
 		pool:    pool,
 		cfg:     cfg,
-		encoder: encoder{maxPayload: cfg.MaxPayload, key: cfg.Key},
+		encoder: newEncoder(cfg),
 		store:   &sqlStore{pool: pool, prefix: cfg.Prefix, log: log, preparedAge: time.Minute},
 		log:     log,
-	}, nil
+
+		statsLimit: StatsLimit,
+	}
+	box.store.compensation = &compensation{box: box}
+	box.wakes.connect(cfg.Waker, log)
+	return box, nil
 }
 
 // Publish gives messages to the transaction in ctx: they are forwarded if it commits, and never heard
@@ -85,16 +110,20 @@ func New(db millrace.DB, cfg Config) (*Box, error) {
 //
 // All messages are checked before the first one counts. They are inserted just before COMMIT, which
 // then reports what the database has against them, ErrDuplicateMessage above all; while a savepoint is
-// open they are inserted at once. Metadata whose names begin with "millrace_" are dropped, but for the
-// order key.
+// open they are inserted at once. Metadata whose names begin with "millrace_" are dropped, but for what
+// WithKey, WithDelay, WithDueAt and WithSchedule set.
 //
 // Without a transaction it returns ErrNoTransaction, unless Config.AllowOutsideTx.
 func (b *Box) Publish(ctx context.Context, topic string, msgs ...*message.Message) error {
-	entries, err := b.encoder.encode(topic, msgs)
+	entries, err := b.encode(ctx, topic, msgs...)
 	if err != nil {
 		return err
 	}
 	return b.accept(ctx, entries)
+}
+
+func (b *Box) encode(ctx context.Context, topic string, msgs ...*message.Message) ([]entry, error) {
+	return b.encoder.encode(func(int) context.Context { return ctx }, topic, msgs)
 }
 
 // Flush inserts now what the transaction in ctx has published so far, for whoever wants the error
@@ -110,8 +139,11 @@ func (b *Box) Flush(ctx context.Context) error {
 
 // Check asks the database whether the outbox can be used, and names the remedy if not; IsSetup tells
 // such an answer from an outage. What is unwise only, as commits that do not wait for the disk, goes to
-// Config.Logger. It changes nothing.
-func (b *Box) Check(ctx context.Context) error { return b.store.Check(ctx) }
+// Config.Logger. It changes nothing. With a Waker, it sends a note to itself; a forwarder does not ask for
+// that, because it can do without.
+func (b *Box) Check(ctx context.Context) error {
+	return errors.Join(b.store.Check(ctx), b.wakes.check(ctx))
+}
 
 // Store is the outbox as a forwarder sees it.
 func (b *Box) Store() Store { return b.store }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/millrace-go/millrace/internal/migrate"
 	"github.com/millrace-go/millrace/internal/txn"
@@ -22,7 +23,11 @@ func (s *sqlStore) Check(ctx context.Context) error {
 	if err := s.checkTables(ctx); err != nil {
 		return err
 	}
-	return d.check(ctx)
+	kind, err := s.pool.Dialect(ctx)
+	if err != nil {
+		return explain("check", err)
+	}
+	return errors.Join(d.check(ctx), s.checkIndexes(ctx, kind), s.checkPrivileges(ctx, kind))
 }
 
 // checkVersion compares the schema with the one that this package works with. A newer one is the
@@ -54,9 +59,11 @@ func (s *sqlStore) checkVersion(ctx context.Context) error {
 // checkTables looks at each table, and for the lanes without which rows are never read.
 func (s *sqlStore) checkTables(ctx context.Context) error {
 	lanes := 0
-	err := s.query(ctx, "check the tables", `SELECT (SELECT count(*) FROM millrace_lanes WHERE lane BETWEEN 0 AND 63)
-		+ (SELECT count(*) FROM millrace_outbox WHERE 1 = 0) + (SELECT count(*) FROM millrace_forwarders WHERE 1 = 0)
-		+ (SELECT count(*) FROM millrace_stops WHERE 1 = 0) + (SELECT count(*) FROM millrace_dead WHERE 1 = 0)`, nil,
+	var looks strings.Builder
+	for _, table := range tables {
+		looks.WriteString(` + (SELECT count(*) FROM ` + table + ` WHERE 1 = 0)`)
+	}
+	err := s.once(ctx, "check the tables", `SELECT (SELECT count(*) FROM millrace_lanes WHERE lane BETWEEN 0 AND 63)`+looks.String(), nil,
 		func(row txn.Scanner) error { return row.Scan(&lanes) })
 	if err != nil {
 		return err
@@ -132,6 +139,8 @@ func (p *postgres) check(ctx context.Context) error {
 				"else reads walk over deleted rows that cannot be vacuumed"},
 	})
 	return p.checkSettings(ctx, []setting{
+		{`SELECT CASE WHEN current_setting('server_version_num')::int >= 140000 THEN 'ok' ELSE current_setting('server_version') END`, is("ok"),
+			"the version of PostgreSQL", "upgrade it to 14 or newer"},
 		{`SELECT CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE 'primary' END`, is("primary"),
 			"the server", "connect the forwarder to the primary (target_session_attrs=read-write)"},
 		{`SELECT current_setting('default_transaction_read_only')`, is("off"),
@@ -143,21 +152,16 @@ func (p *postgres) check(ctx context.Context) error {
 		{`SELECT coalesce((SELECT s.seqcache::text FROM pg_sequence s
 			WHERE s.seqrelid = pg_get_serial_sequence('millrace_outbox', 'pos')::regclass), 'missing')`, is("1"),
 			"the CACHE of the sequence of " + p.prefix + "outbox.pos", "ALTER TABLE " + p.prefix + "outbox ALTER COLUMN pos SET CACHE 1: a cache breaks the order of keys"},
-		{`SELECT CASE WHEN count(*) = 3 THEN 'ok' ELSE count(*) || ' of 3' END FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-			WHERE i.indrelid = 'millrace_outbox'::regclass AND i.indisvalid
-			  AND c.relname IN ('millrace_outbox_ready', 'millrace_outbox_due', 'millrace_outbox_held')`, is("ok"),
-			"the number of indexes of " + p.prefix + "outbox", "create the missing ones as in outbox/migrations/postgres"},
-		{privileges, is("ok"), "the privileges on " + p.prefix + "*", "GRANT SELECT, INSERT, UPDATE, DELETE ON " +
-			p.prefix + "outbox, " + p.prefix + "lanes, " + p.prefix + "forwarders, " + p.prefix + "stops, " + p.prefix + "dead TO the user of the outbox"},
 	})
 }
 
-const privileges = `SELECT CASE WHEN bool_and(
-		has_table_privilege(t, 'SELECT') AND has_table_privilege(t, 'INSERT')
-		AND has_table_privilege(t, 'UPDATE') AND has_table_privilege(t, 'DELETE')) THEN 'ok' ELSE 'not enough' END
-	FROM unnest(ARRAY['millrace_outbox', 'millrace_lanes', 'millrace_forwarders', 'millrace_stops', 'millrace_dead']) AS t`
-
 func (d *sqlite) check(ctx context.Context) error {
+	d.warn(ctx, []setting{
+		{`PRAGMA synchronous`, isNot("0"), "synchronous",
+			"take synchronous(off) away from what opens the database" + lostCommits},
+		{`PRAGMA locking_mode`, is("normal"), "locking_mode",
+			"take locking_mode(exclusive) away, if another process is to publish or to forward"},
+	})
 	return d.checkSettings(ctx, []setting{
 		{`PRAGMA journal_mode`, is("wal"), "journal_mode", "open the database with journal_mode WAL (modernc.org/sqlite: ?_pragma=journal_mode(wal))"},
 	})
@@ -169,6 +173,13 @@ func (d *mysql) check(ctx context.Context) error {
 			"innodb_flush_log_at_trx_commit", "set it to 1" + lostCommits},
 	})
 	return d.checkSettings(ctx, []setting{
+		{`SELECT CASE WHEN VERSION() LIKE '%MariaDB%' THEN
+				CAST(SUBSTRING_INDEX(VERSION(), '.', 1) AS UNSIGNED) * 100 + CAST(SUBSTRING_INDEX(SUBSTRING_INDEX(VERSION(), '.', 2), '.', -1) AS UNSIGNED) >= 1006
+			ELSE CAST(SUBSTRING_INDEX(VERSION(), '.', 1) AS UNSIGNED) >= 8 END`, is("1"),
+			"that the server is MySQL 8.0, MariaDB 10.6 or newer", "upgrade it: SKIP LOCKED and JSON_TABLE are needed"},
+		{`SELECT CAST(count(*) AS CHAR) FROM information_schema.tables
+			WHERE table_schema = DATABASE() AND table_name LIKE 'millrace\\_%' AND engine <> 'InnoDB'`, is("0"),
+			"the number of tables of another engine than InnoDB", "ALTER TABLE ... ENGINE = InnoDB for each of them"},
 		{`SELECT CAST(@@autocommit + 0 AS CHAR)`, is("1"), "autocommit", "take autocommit=0 out of the DSN and the server's defaults"},
 		{`SELECT CAST(@@read_only + 0 AS CHAR)`, isNot("1"), "read_only", "connect the forwarder to the primary"},
 		{`SELECT CAST(@@auto_increment_increment AS CHAR)`, is("1"), "auto_increment_increment",

@@ -50,10 +50,10 @@ func TestCheckNamesWhatIsWrongOnPostgreSQLAndItsRemedy(t *testing.T) {
 		"read-only":        {before: `ALTER ROLE $user SET default_transaction_read_only = on`, want: []string{"default_transaction_read_only", "ALTER ROLE"}},
 		"isolation":        {before: `ALTER ROLE $user SET default_transaction_isolation = 'serializable'`, want: []string{"default_transaction_isolation", "read committed"}},
 		"timeout":          {before: `ALTER ROLE $user SET statement_timeout = '100ms'`, want: []string{"statement_timeout", "100 ms"}},
-		"DELETE revoked":   {before: `REVOKE DELETE ON millrace_outbox FROM $user`, want: []string{"privileges", "GRANT SELECT"}},
+		"DELETE revoked":   {before: `REVOKE DELETE ON millrace_outbox FROM $user`, want: []string{"privileges are missing: DELETE on millrace_outbox", "GRANT SELECT"}},
 		"SELECT revoked":   {before: `REVOKE ALL ON millrace_lanes FROM $user`, want: []string{"millrace_*", "grant"}},
 		"cached sequence":  {before: `ALTER TABLE millrace_outbox ALTER COLUMN pos SET CACHE 20`, want: []string{"CACHE", "SET CACHE 1"}},
-		"missing index":    {before: `DROP INDEX millrace_outbox_ready`, want: []string{"indexes", "2 of 3"}},
+		"missing index":    {before: `DROP INDEX millrace_outbox_ready`, want: []string{"indexes are missing: millrace_outbox_ready", "CREATE INDEX IF NOT EXISTS millrace_outbox_ready ON millrace_outbox (topic, lane, pos) WHERE ready;"}},
 		"missing lane":     {before: `DELETE FROM millrace_lanes WHERE lane = 7`, want: []string{"63 of its 64"}},
 		"older schema":     {before: `DELETE FROM millrace_schema`, want: []string{"have not been created", "millrace.Migrate"}},
 		"outbox not there": {before: `DROP TABLE millrace_outbox`, want: []string{"millrace_*"}},
@@ -119,6 +119,34 @@ func TestCheckWantsAutocommitAndOnePrimaryOnMySQL(t *testing.T) {
 		require.True(t, outbox.IsSetup(err), "%v", err)
 		require.ErrorContains(t, err, setting)
 	}
+}
+
+func TestCheckNamesAMissingIndexAndHowToMakeIt(t *testing.T) {
+	for _, back := range []backend{sqlite, mariadb} {
+		b := open(t, back, outbox.Config{})
+		b.exec(`DROP INDEX millrace_sent_due` + map[bool]string{true: ` ON millrace_sent`}[back.driver == "mysql"])
+		err := b.box.Check(t.Context())
+		require.True(t, outbox.IsSetup(err), "%v", err)
+		require.ErrorContains(t, err, "indexes are missing: millrace_sent_due: ")
+		_, remedy, _ := strings.Cut(err.Error(), "millrace_sent_due: ")
+		b.exec(remedy)
+		require.NoError(t, b.box.Check(t.Context()), "the remedy that was named helps")
+	}
+}
+
+func TestCheckNamesMissingPrivilegesOnMySQL(t *testing.T) {
+	server := testenv.OwnMariaDB(t)
+	b := connect(t, mariadb, server.URL, outbox.Config{})
+	require.NoError(t, b.box.Migrate(t.Context()))
+	var database string
+	require.NoError(t, b.raw.QueryRow(`SELECT DATABASE()`).Scan(&database))
+	b.exec(`CREATE USER poor@'%' IDENTIFIED BY 'secret'`)
+	b.exec("GRANT SELECT, INSERT, UPDATE ON `" + database + "`.* TO poor@'%'")
+	_, rest, _ := strings.Cut(server.URL, "@")
+	err := connect(t, mariadb, "poor:secret@"+rest, outbox.Config{}).box.Check(t.Context())
+	require.True(t, outbox.IsSetup(err), "%v", err)
+	require.ErrorContains(t, err, "privileges are missing: DELETE on millrace_outbox, DELETE on millrace_lanes")
+	require.NotContains(t, err.Error(), "secret")
 }
 
 func TestPublishIntoMissingTablesSaysWhatToDo(t *testing.T) {

@@ -1,8 +1,10 @@
 package outbox
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strings"
 	"unicode/utf8"
 
@@ -16,6 +18,8 @@ const (
 	maxID           = 64
 	maxTopic        = 200
 	maxKey          = 255
+	maxSchedule     = 200
+	maxGroup        = 200
 	maxEntries      = 64      // of metadata
 	maxMetadata     = 8 << 10 // bytes of names and values together
 	maxMetadataName = 128
@@ -42,25 +46,39 @@ type entry struct {
 	lane           int
 	metadata       string // JSON, without what millrace reserves
 	payload        []byte
+	due            due
+	schedule       string
+	frozen
 }
+
+// plain reports whether the row has nothing but defaults in the columns that few rows need.
+func (e entry) plain() bool { return !e.due.delayed() && e.schedule == "" && e.keep == 0 }
 
 func (e entry) size() int { return len(e.payload) + len(e.metadata) }
 
 // encoder makes entries of messages.
 type encoder struct {
-	maxPayload int
-	key        func(topic string, msg *message.Message) string
+	maxPayload  int
+	key         func(topic string, msg *message.Message) string
+	propagators []Propagator
+	policies    policies
+}
+
+func newEncoder(cfg Config) encoder {
+	return encoder{maxPayload: cfg.MaxPayload, key: cfg.Key, propagators: cfg.Propagators, policies: newPolicies(cfg.Policies, cfg.Confirming.withDefaults().Topic)}
 }
 
 // encode checks all messages before any of them counts. Errors name positions and sizes, never content.
-func (enc encoder) encode(topic string, msgs []*message.Message) ([]entry, error) {
+// The context of a message is asked for by its number.
+func (enc encoder) encode(contexts func(i int) context.Context, topic string, msgs []*message.Message) ([]entry, error) {
 	if err := checkName("topic", topic, maxTopic); err != nil {
 		return nil, err
 	}
+	policy := enc.policies.of(topic)
 	entries := make([]entry, 0, len(msgs))
 	seen := make(map[string]struct{}, len(msgs))
 	for i, msg := range msgs {
-		e, err := enc.encodeOne(topic, msg)
+		e, err := enc.encodeOne(contexts, i, topic, msg)
 		if err != nil {
 			return nil, fmt.Errorf("%w: message %d of %d for %q: %w", ErrInvalidMessage, i+1, len(msgs), topic, err)
 		}
@@ -68,12 +86,18 @@ func (enc encoder) encode(topic string, msgs []*message.Message) ([]entry, error
 			return nil, fmt.Errorf("%w: id %q twice in one call", ErrDuplicateMessage, e.id)
 		}
 		seen[e.id] = struct{}{}
+		e.frozen = policy
+		for name, value := range policy.metadata {
+			if e.metadata, err = withMetadata(e.metadata, name, value); err != nil {
+				return nil, err
+			}
+		}
 		entries = append(entries, e)
 	}
 	return entries, nil
 }
 
-func (enc encoder) encodeOne(topic string, msg *message.Message) (entry, error) {
+func (enc encoder) encodeOne(contexts func(i int) context.Context, i int, topic string, msg *message.Message) (entry, error) {
 	if msg == nil {
 		return entry{}, fmt.Errorf("it is nil")
 	}
@@ -94,11 +118,25 @@ func (enc encoder) encodeOne(topic string, msg *message.Message) (entry, error) 
 	if err := checkText("order key", key, 0, maxKey); err != nil {
 		return entry{}, err
 	}
-	metadata, err := encodeMetadata(msg.Metadata)
-	if err != nil {
+	e := entry{id: msg.UUID, topic: topic, key: key, schedule: msg.Metadata[metaSchedule]}
+	if err := checkText("schedule name", e.schedule, 0, maxSchedule); err != nil {
 		return entry{}, err
 	}
-	e := entry{id: msg.UUID, topic: topic, key: key, metadata: metadata}
+	var err error
+	if e.due, err = dueOf(msg.Metadata); err != nil {
+		return entry{}, err
+	}
+	carried := msg.Metadata
+	if len(enc.propagators) > 0 {
+		carried = make(message.Metadata, len(msg.Metadata)+4)
+		maps.Copy(carried, msg.Metadata)
+		for _, p := range enc.propagators {
+			p.Inject(contexts(i), carried)
+		}
+	}
+	if e.metadata, err = encodeMetadata(carried); err != nil {
+		return entry{}, err
+	}
 	e.payload = append(make([]byte, 0, len(msg.Payload)), msg.Payload...) // never nil: NULL is no payload
 	if key != "" {
 		e.lane = Lane(key)

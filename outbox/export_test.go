@@ -17,8 +17,9 @@ func PostgresStatements() map[string]string {
 		"look":    {pgLook, `'{1,2,3}'`},
 		"promote": {pgPromote, grants + `, 1000`},
 		"settle":  {pgSettle, grants + `, '{1,2,3}', '{a,b,c}'`},
+		"mark":    {pgMark, grants + `, '{1,2,3}', '{a,b,c}'`},
 		"attempt": {pgAttempt, lane + `, 1, ` + row + `, 2`},
-		"refuse":  {pgRefuse, lane + `, 1, ` + row + `, 1, 1000, 'd', 1`},
+		"refuse":  {pgRefuse, lane + `, 1, ` + row + `, 1, 1000, 'd', 1, 'r', 'e'`},
 		"hold":    {pgHold, lane + `, 1, 'd', '{1,2}', '{a,b}'`},
 		"lift":    {pgLift, lane + `, 1, 'd', 'k'`},
 		"park":    {pgPark, lane + `, 1, ` + row + `, 'd', 'r', 'e', 1`},
@@ -99,3 +100,12 @@ func TopicsStatement(bound int64) (text, args string) {
 	}
 	return (&postgres{}).translate(topicsQuery), ``
 }
+
+// Public is what a user sees of Stats.
+func (s Stats) Public() Stats {
+	s.missing = nil
+	return s
+}
+
+// SetStatsLimit replaces StatsLimit.
+func SetStatsLimit(b *Box, n int) { b.statsLimit = n }

@@ -31,6 +31,10 @@ func writes(store outbox.Store, g outbox.Grant, ctx context.Context, pos []int64
 			p, err := store.Promote(ctx, []outbox.Grant{g})
 			return p.Ready > 0, err
 		},
+		"mark": func() (bool, error) {
+			marked, err := store.Mark(ctx, []outbox.Grant{g}, []outbox.Ref{f.Ref})
+			return len(marked) > 0, err
+		},
 		"release": func() (bool, error) { return false, store.Release(ctx, []outbox.Grant{g}) },
 	}
 }
@@ -45,7 +49,8 @@ func TestAWriteThatBeginsWhileATakeOverIsUncommittedIsRefused(t *testing.T) {
 			grants, err := store.Claim(t.Context(), "a", outbox.Lanes)
 			require.NoError(t, err)
 			g := grants[outbox.Lane("k")]
-			pos := b.insert(outboxtest.Entry{ID: "0", Topic: "t", Key: "k"}, outboxtest.Entry{ID: "1", Topic: "t", Key: "k"},
+			pos := b.insert(outboxtest.Entry{ID: "0", Topic: "t", Key: "k"},
+				outboxtest.Entry{ID: "1", Topic: "t", Key: "k", Schedule: "n", After: outbox.Keep},
 				outboxtest.Entry{ID: "2", Topic: "t", Key: "k", Delay: time.Microsecond})
 			_, err = store.Refuse(t.Context(), g, outbox.Refused{
 				Ref: outbox.Ref{Pos: pos[0], ID: "0"}, Destination: "d", Key: "k", Attempt: 1, Stop: true, RetryIn: time.Hour})
@@ -76,6 +81,10 @@ func TestAWriteThatBeginsWhileATakeOverIsUncommittedIsRefused(t *testing.T) {
 			require.Equal(t, int64(1), b.one(fmt.Sprintf(`SELECT count(*) FROM millrace_outbox WHERE pos = %d AND attempts = 0 AND held IS NULL AND due_at IS NULL`, pos[1])))
 			require.Equal(t, int64(1), b.one(`SELECT count(*) FROM millrace_stops`))
 			require.Equal(t, 3, b.count())
+			require.Zero(t, b.one(`SELECT count(*) FROM millrace_sent`))
+			require.EqualValues(t, 1, b.one(`SELECT count(*) FROM millrace_schedules`))
+			require.Zero(t, b.one(`SELECT count(*) FROM millrace_sending`))
+			require.EqualValues(t, 1, b.one(`SELECT count(*) FROM millrace_history`))
 		})
 	}
 }

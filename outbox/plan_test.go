@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/millrace-go/millrace/internal/testenv"
 	"github.com/millrace-go/millrace/outbox"
 )
 
@@ -24,12 +25,64 @@ func (b *bench) backlog(topic string, n int, more ...string) {
 		SELECT '%s' || n, n %% 64, '%s', decode(repeat('ab', 100), 'hex'), 100%s FROM generate_series(1, %d) n`, columns, topic, topic, values, n))
 }
 
+// backlogOf inserts n rows with so many bytes of payload that no compression makes smaller.
+func (b *bench) backlogOf(topic string, n, size int) {
+	b.Helper()
+	b.exec(fmt.Sprintf(`INSERT INTO millrace_outbox (id, lane, topic, payload, size)
+		SELECT '%s' || n, n %% 64, '%s', decode((SELECT string_agg(md5((n * i)::text), '') FROM generate_series(1, %d) i), 'hex'), %d
+		FROM generate_series(1, %d) n`, topic, topic, max(size/16, 1), size, n))
+}
+
+func TestADelayOrAStoppedKeyInFrontOfAReadCostsItNothing(t *testing.T) {
+	t.Parallel()
+	n := 5000
+	if testenv.Full() {
+		n = 100_000
+	}
+	b := open(t, postgres, outbox.Config{})
+	b.exec(`ALTER TABLE millrace_outbox SET (autovacuum_enabled = off)`)
+	// The rows in front are of the same topic, and stand before it in the table.
+	b.backlog("behind", n, "ready, due_at", "false, clock_timestamp() + interval '1 hour'")
+	b.exec(`UPDATE millrace_outbox SET id = 'later' || id`)
+	b.backlog("behind", n, "ready, held, order_key", "false, 'broker', 'k'")
+	b.exec(`UPDATE millrace_outbox SET id = 'held' || id WHERE held IS NOT NULL`)
+	const rows = 500
+	b.backlog("behind", rows)
+	b.exec(`VACUUM ANALYZE millrace_outbox`)
+	text, args := outbox.ReadStatement("behind", 0)
+	blocks := b.cost(text, args)
+	t.Logf("blocks of a read of %d rows behind %d that may not go: %d", rows, 2*n, blocks)
+	require.Less(t, blocks, 6*(rows+outbox.Lanes), "some blocks of indexes and one of the table for each row, and for each lane")
+}
+
+func TestStatsReadABoundedNumberOfRows(t *testing.T) {
+	b := open(t, postgres, outbox.Config{})
+	outbox.SetStatsLimit(b.box, 1000)
+	b.backlog("many", 5000)
+	b.backlog("few", 10)
+	b.backlog("later", 3000, "ready, due_at", "false, clock_timestamp() + interval '1 hour'")
+	v, err := b.box.Stats(t.Context())
+	require.NoError(t, err)
+	require.True(t, v.Capped)
+	require.Len(t, v.Topics, 3)
+	require.EqualValues(t, 10, v.Topics[0].Ready)
+	require.EqualValues(t, 1001, v.Topics[1].Delayed)
+	require.EqualValues(t, 1001, v.Topics[2].Ready)
+	require.NotZero(t, v.Topics[2].Oldest)
+}
+
 func TestEveryStatementUsesItsIndex(t *testing.T) {
 	b := open(t, postgres, outbox.Config{})
 	b.exec(`ALTER TABLE millrace_outbox SET (autovacuum_enabled = off)`)
 	b.exec(`VACUUM ANALYZE millrace_outbox`) // of the empty table: the worst that the planner can know
-	b.backlog("dead", 20000)
+	dead, size := 20000, 100
+	if testenv.Full() {
+		dead, size = 1_000_000, 1024
+	}
+	b.backlogOf("dead", dead, size)
 	b.backlog("live", 1000)
+	b.exec(`INSERT INTO millrace_schedules (name, id) SELECT 'n' || id, id FROM millrace_outbox LIMIT 20000`)
+	b.exec(`INSERT INTO millrace_sending (name, id) SELECT 'n' || id, id FROM millrace_outbox LIMIT 20000`)
 	b.backlog("later", 5000, "ready, due_at", "false, clock_timestamp() + interval '1 hour'")
 	b.backlog("held", 5000, "ready, held, order_key", "false, 'broker', 'k' || n % 10")
 	for _, known := range []string{"statistics of the empty table", "analyzed"} {
@@ -38,7 +91,9 @@ func TestEveryStatementUsesItsIndex(t *testing.T) {
 				t.Run(known+"/"+mode+"/"+name, func(t *testing.T) {
 					plan := b.plan(t, mode, statement)
 					require.Contains(t, plan, "Index")
-					require.NotContains(t, plan, "Seq Scan on millrace_outbox", plan)
+					for _, table := range []string{"outbox", "schedules", "sending"} {
+						require.NotContains(t, plan, "Seq Scan on millrace_"+table, plan)
+					}
 				})
 			}
 		}

@@ -1,6 +1,8 @@
 package outbox
 
 import (
+	"context"
+
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/millrace-go/millrace/internal/txn"
@@ -16,7 +18,7 @@ type publisher struct{ box *Box }
 // Publish checks all messages before the first one counts, and is otherwise like Box.Publish with each
 // message's context.
 func (p publisher) Publish(topic string, msgs ...*message.Message) error {
-	entries, err := p.box.encoder.encode(topic, msgs)
+	entries, err := p.box.encoder.encode(func(i int) context.Context { return msgs[i].Context() }, topic, msgs)
 	if err != nil {
 		return err
 	}

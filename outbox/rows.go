@@ -17,7 +17,7 @@ func scanRow(row txn.Scanner, more ...any) (Row, error) {
 		metadata []byte
 		created  int64
 	)
-	dest := []any{&r.Pos, &r.ID, &r.Lane, &r.Topic, &r.Key, &r.Attempts, &r.Size, &metadata, &r.Payload, &created}
+	dest := []any{&r.Pos, &r.ID, &r.Lane, &r.Topic, &r.Key, &r.Attempts, &r.Size, &metadata, &r.Payload, &created, &r.Cancellable}
 	if err := row.Scan(append(dest, more...)...); err != nil {
 		return Row{}, err
 	}

@@ -67,7 +67,7 @@ func TestTwoOutboxesLiveInOneDatabase(t *testing.T) {
 			require.Equal(t, int64(1), o.one(`SELECT count(*) FROM billing_outbox WHERE topic = 'bills'`))
 			topics, err := second.Store().Topics(t.Context())
 			require.NoError(t, err)
-			require.Equal(t, []string{"bills"}, topics)
+			require.Equal(t, []string{"bills"}, topics.Ready)
 			require.Equal(t, int64(2), o.one(`SELECT count(*) FROM millrace_schema`))
 		})
 	}

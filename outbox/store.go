@@ -127,16 +127,16 @@ type Ref struct {
 // Row is one waiting message.
 type Row struct {
 	Ref
-	Lane      int
-	Topic     string
-	Key       string // "" = no key, no order
-	Attempts  int    // counted so far
-	Size      int    // bytes of payload and metadata
+	Lane     int
+	Topic    string
+	Key      string // "" = no key, no order
+	Attempts int    // counted so far
+	Size     int    // bytes of payload and metadata
 	// Cancellable rows must be marked before they are published.
 	Cancellable bool
-	Metadata  message.Metadata
-	Payload   []byte
-	CreatedAt time.Time
+	Metadata    message.Metadata
+	Payload     []byte
+	CreatedAt   time.Time
 	// Err is set if the row cannot be decoded; it is to be parked.
 	Err error
 }
@@ -165,6 +165,8 @@ type Refused struct {
 type Promotion struct {
 	Ready int
 	Next  time.Duration
+
+	overdue bool // confirmations
 }
 
 // Settled is the answer of Settle.
@@ -175,4 +177,6 @@ type Settled struct {
 	Done []int64
 	// Gone are the positions that were not there under that id.
 	Gone []int64
+
+	awaiting []int64 // positions of those that await confirmations from now on
 }

@@ -20,6 +20,13 @@ type mysql struct {
 	steps
 }
 
+// mysqlRows are rows by position. Asked for by pos IN (...), a table of few rows is read as a whole.
+const (
+	mysqlRows     = `JSON_TABLE('[%s]', '$[*]' COLUMNS (pos BIGINT PATH '$')) k STRAIGHT_JOIN millrace_outbox o FORCE INDEX (PRIMARY) ON o.pos = k.pos`
+	mysqlRowsLast = `JSON_TABLE('[%[3]s]', '$[*]' COLUMNS (pos BIGINT PATH '$')) k STRAIGHT_JOIN millrace_outbox o FORCE INDEX (PRIMARY) ON o.pos = k.pos`
+	mysqlNames    = ` STRAIGHT_JOIN millrace_schedules s FORCE INDEX (millrace_schedules_id) ON s.id = o.id`
+)
+
 func newMySQL(s *sqlStore) *mysql {
 	return &mysql{steps{
 		sqlStore: s,
@@ -28,19 +35,39 @@ func newMySQL(s *sqlStore) *mysql {
 		skip:     " FOR UPDATE SKIP LOCKED",
 		enter: "SET @millrace_lock = @@innodb_lock_wait_timeout, @millrace_wait = @@wait_timeout, " +
 			"SESSION innodb_lock_wait_timeout = 1, SESSION wait_timeout = 5, SESSION autocommit = 0",
+		byPosition: byPosition{
+			pick:   `SELECT %s FROM ` + mysqlRows,
+			change: `UPDATE ` + mysqlRowsLast + ` SET %[1]s WHERE %[2]s`,
+			erase:  `DELETE o FROM ` + mysqlRows,
+			names:  `SELECT s.id FROM ` + mysqlRows + mysqlNames,
+			take:   `INSERT IGNORE INTO millrace_sending (id, name) SELECT s.id, s.name FROM ` + mysqlRows + mysqlNames,
+			unname: `DELETE s FROM ` + mysqlRows + mysqlNames,
+			forget: `DELETE m FROM ` + mysqlRows + ` STRAIGHT_JOIN millrace_sending m FORCE INDEX (PRIMARY) ON m.id = o.id`,
+		},
 		leave: "SET SESSION innodb_lock_wait_timeout = @millrace_lock, SESSION wait_timeout = @millrace_wait, SESSION autocommit = 1",
 	}}
 }
 
-func (d *mysql) translate(text string) string {
+func (d *mysql) translate(text string) string { return mysqlText(text) }
+
+func mysqlText(text string) string {
+	text = byIndex.ReplaceAllStringFunc(text, func(s string) string {
+		m := byIndex.FindStringSubmatch(s)
+		return map[string]string{"from": "FROM ", "update": "UPDATE ", "delete": "DELETE " + m[2] + " FROM "}[m[1]] +
+			m[2] + " FORCE INDEX (" + m[3] + ")"
+	})
+	text = beforeParam.ReplaceAllString(text, `(UTC_TIMESTAMP(6) - INTERVAL $1 MICROSECOND)`)
+	text = ageOf.ReplaceAllString(text, `TIMESTAMPDIFF(MICROSECOND, $1, UTC_TIMESTAMP(6))`)
+	text = usOf.ReplaceAllString(text, `TIMESTAMPDIFF(MICROSECOND, '1970-01-01', $1)`)
+	text = atOf.ReplaceAllString(text, `(CAST('1970-01-01' AS DATETIME(6)) + INTERVAL $1 MICROSECOND)`)
 	text = afterParam.ReplaceAllString(text, `UTC_TIMESTAMP(6) + INTERVAL $1 MICROSECOND`)
-	text = strings.NewReplacer("{now}", "UTC_TIMESTAMP(6)", "{ready}", "ready = 1",
+	text = strings.NewReplacer("{now}", "UTC_TIMESTAMP(6)", "{ready}", "ready = 1", "{unready}", "ready = 0",
 		"{until}", "TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), min(due_at))").Replace(text)
 	return param.ReplaceAllString(text, `?`)
 }
 
 const mysqlColumns = `o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.size, o.metadata, o.payload,
-	TIMESTAMPDIFF(MICROSECOND, '1970-01-01', o.created_at)`
+	TIMESTAMPDIFF(MICROSECOND, '1970-01-01', o.created_at), o.schedule IS NOT NULL`
 
 // read implements dialect. There is no lateral join on MariaDB: it is one SELECT for each lane and
 // topic, in one statement and so one snapshot.

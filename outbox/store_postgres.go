@@ -31,11 +31,17 @@ func (p *postgres) tag(ctx context.Context) string {
 	})
 }
 
-var afterParam = regexp.MustCompile(`\{after (\$\d+)\}`)
+var afterParam = regexp.MustCompile(`\{after (\$\d+|[a-z_]+)\}`)
 
-func (p *postgres) translate(text string) string {
-	text = afterParam.ReplaceAllString(text, `clock_timestamp() + $1::bigint * interval '1 microsecond'`)
-	return strings.NewReplacer("{now}", "clock_timestamp()", "{ready}", "ready").Replace(text)
+func (p *postgres) translate(text string) string { return postgresText(text) }
+
+func postgresText(text string) string {
+	text = afterParam.ReplaceAllString(anyIndex(text), `clock_timestamp() + ($1)::bigint * interval '1 microsecond'`)
+	text = beforeParam.ReplaceAllString(text, `(SELECT clock_timestamp() - ($1)::bigint * interval '1 microsecond')`)
+	text = ageOf.ReplaceAllString(text, `(extract(epoch FROM clock_timestamp() - $1) * 1000000)::bigint`)
+	text = usOf.ReplaceAllString(text, `(extract(epoch FROM $1) * 1000000)::bigint`)
+	text = atOf.ReplaceAllString(text, `('epoch'::timestamptz + ($1)::bigint * interval '1 microsecond')`)
+	return strings.NewReplacer("{now}", "clock_timestamp()", "{ready}", "ready", "{unready}", "NOT ready").Replace(text)
 }
 
 // pgHeld locks the lane of one grant: $1 lane, $2 epoch.
@@ -115,7 +121,7 @@ WHERE s.n = 1 OR s.bytes <= $7::bigint
 ORDER BY o.pos`
 
 const pgRowColumns = `o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.size, o.metadata, o.payload,
-	(extract(epoch FROM o.created_at) * 1000000)::bigint`
+	(extract(epoch FROM o.created_at) * 1000000)::bigint, o.schedule IS NOT NULL`
 
 // A read counts only if the bound has not been lowered meanwhile: rows below it may have become ready
 // just before those that were read, and go ahead of them.

@@ -94,13 +94,14 @@ func (p *postgres) writers(ctx context.Context) (all []string, err error) {
 const fewRows = 1000
 
 // $1 bound, $2 rows. The rows are found by the primary key.
-const pgFewTopics = `SELECT topic, bool_or(ready), count(*) FROM (
+const pgFewTopics = `SELECT CASE WHEN bool_or(ready) THEN 'ready' ELSE '' END, topic, count(*) FROM (
 	SELECT topic, ready FROM millrace_outbox WHERE pos > $1::bigint ORDER BY pos LIMIT $2::int) o
-	GROUP BY topic ORDER BY topic`
+	GROUP BY topic
+	UNION ALL SELECT kind, name, 0 FROM millrace_pauses`
 
 // topics implements dialect. Hopping through the index takes a step for each topic, and one for each
 // deleted row that is in the way; while few rows wait, these are looked at instead.
-func (p *postgres) topics(ctx context.Context) ([]string, error) {
+func (p *postgres) topics(ctx context.Context) (Topics, error) {
 	p.raise(ctx)
 	if at, _ := p.bound.get(); at > 0 {
 		topics, few, err := p.fewTopics(ctx, at)
@@ -111,17 +112,16 @@ func (p *postgres) topics(ctx context.Context) ([]string, error) {
 	return p.hop(ctx)
 }
 
-func (p *postgres) fewTopics(ctx context.Context, at int64) (topics []string, few bool, err error) {
+func (p *postgres) fewTopics(ctx context.Context, at int64) (_ Topics, few bool, err error) {
+	var t topics
 	rows := 0
 	err = p.query(ctx, "topics", pgFewTopics, []any{at, fewRows}, func(row txn.Scanner) error {
-		var topic string
-		var ready bool
+		var kind, name string
 		var n int
-		err := row.Scan(&topic, &ready, &n)
-		if rows += n; ready {
-			topics = append(topics, topic)
-		}
+		err := row.Scan(&kind, &name, &n)
+		rows += n
+		t.add(kind, name)
 		return err
 	})
-	return topics, rows < fewRows, err
+	return t.answer(), rows < fewRows, err
 }

@@ -37,7 +37,10 @@ SELECT
 	(SELECT (extract(epoch FROM min(n.due_at) - clock_timestamp()) * 1000000)::bigint FROM l CROSS JOIN LATERAL (
 		SELECT o.due_at FROM millrace_outbox o WHERE o.lane = l.lane AND o.due_at IS NOT NULL
 		ORDER BY o.due_at LIMIT 1) n),
-	(SELECT count(*) FROM orphans)`
+	(SELECT count(*) FROM orphans),
+	(SELECT (extract(epoch FROM min(n.due_at) - clock_timestamp()) * 1000000)::bigint FROM l CROSS JOIN LATERAL (
+		SELECT s.due_at FROM millrace_sent s WHERE s.lane = l.lane AND s.due_at IS NOT NULL
+		ORDER BY s.due_at LIMIT 1) n)`
 
 // $3 is the most rows that become due at once. A held key is set free as a whole, with its stale stop.
 const pgPromote = `WITH RECURSIVE ` + pgAllHeld + `, ` + pgHeldKeys + `,
@@ -61,7 +64,7 @@ func (p *postgres) promote(ctx context.Context, grants []Grant) (Promotion, erro
 	lanes, epochs := lanesAndEpochs(grants)
 	first, err := p.look(ctx, lanes)
 	if err != nil || !first.work() {
-		return Promotion{Next: first.wait()}, err
+		return first.promotion(), err
 	}
 	var v Promotion
 	due := 0
@@ -77,13 +80,13 @@ func (p *postgres) promote(ctx context.Context, grants []Grant) (Promotion, erro
 		return v, nil
 	}
 	then, err := p.look(ctx, lanes)
-	v.Next = then.wait()
+	v.Next, v.overdue = then.wait(), then.late()
 	return v, err
 }
 
 func (p *postgres) look(ctx context.Context, lanes []int) (v lookout, err error) {
 	err = p.query(ctx, "promote", pgLook, []any{intArray(lanes)}, func(row txn.Scanner) error {
-		return row.Scan(&v.due, &v.orphans)
+		return row.Scan(&v.due, &v.orphans, &v.overdue)
 	})
 	return v, err
 }
@@ -92,13 +95,23 @@ func (p *postgres) look(ctx context.Context, lanes []int) (v lookout, err error)
 type lookout struct {
 	due     *int64 // microseconds until the earliest, nil for none
 	orphans int    // held, and no stop holds them
+	overdue *int64 // microseconds until the next confirmation is overdue, nil if none is awaited
 }
 
 func (v lookout) work() bool { return v.orphans > 0 || v.due != nil && *v.due <= 0 }
 
-func (v lookout) wait() time.Duration {
-	if v.due == nil {
-		return 0
+func (v lookout) late() bool { return v.overdue != nil && *v.overdue <= 0 }
+
+func (v lookout) promotion() Promotion { return Promotion{Next: v.wait(), overdue: v.late()} }
+
+func (v lookout) wait() (next time.Duration) {
+	for _, due := range []*int64{v.due, v.overdue} {
+		if due == nil {
+			continue
+		}
+		if d := max(time.Duration(*due)*time.Microsecond, soon); next == 0 || d < next {
+			next = d
+		}
 	}
-	return max(time.Duration(*v.due)*time.Microsecond, soon)
+	return next
 }

@@ -6,14 +6,28 @@ import (
 	"github.com/millrace-go/millrace/internal/txn"
 )
 
-// $3 positions, $4 ids. Rows that somebody else has locked are in no list.
+// $3 positions, $4 ids. Rows that somebody else has locked are in no list. What is to be remembered moves
+// to the table of sent messages; the others do not carry their payload through the statement. The names are
+// deleted by an array and not by a join, which could read all names.
 const pgSettle = `WITH ` + pgAllHeld + `,
 k AS MATERIALIZED (SELECT pos, id FROM unnest($3::text::bigint[], $4::text::text[]) AS k(pos, id)),
 d AS MATERIALIZED (
 	SELECT o.pos FROM k JOIN millrace_outbox o ON o.pos = k.pos AND o.id = k.id
 	WHERE o.lane IN (SELECT lane FROM l) ORDER BY o.pos FOR UPDATE OF o SKIP LOCKED),
-x AS (DELETE FROM millrace_outbox o USING d WHERE o.pos = d.pos RETURNING o.pos)
+x AS (
+	DELETE FROM millrace_outbox o USING d WHERE o.pos = d.pos
+	RETURNING o.pos, o.id, o.lane, o.topic, o.order_key, o.schedule, o.keep, o.keep_us, o.plan, o.size, o.created_at,
+		CASE WHEN o.keep > 0 THEN o.metadata END AS metadata, CASE WHEN o.keep > 0 THEN o.payload END AS payload),
+m AS (
+	INSERT INTO millrace_sent (pos, id, lane, topic, order_key, keep, keep_us, plan, size, metadata, payload, created_at, due_at, expires_at)
+	SELECT pos, id, lane, topic, order_key, keep, coalesce(keep_us, 0), plan, size, metadata, payload, created_at,
+		CASE WHEN keep = 2 THEN clock_timestamp() + keep_us * interval '1 microsecond' END,
+		CASE WHEN keep = 1 THEN clock_timestamp() + keep_us * interval '1 microsecond' END
+	FROM x WHERE keep > 0),
+n AS (DELETE FROM millrace_schedules WHERE id = ANY (ARRAY (SELECT id FROM x WHERE schedule IS NOT NULL))),
+y AS (DELETE FROM millrace_sending WHERE id = ANY (ARRAY (SELECT id FROM x WHERE schedule IS NOT NULL)))
 SELECT 'done', pos FROM x
+UNION ALL SELECT 'awaiting', pos FROM x WHERE keep = 2
 UNION ALL SELECT 'held', lane FROM l
 UNION ALL SELECT 'gone', k.pos FROM k
 	WHERE NOT EXISTS (SELECT 1 FROM millrace_outbox o WHERE o.pos = k.pos AND o.id = k.id)`
@@ -32,6 +46,8 @@ func (p *postgres) settle(ctx context.Context, grants []Grant, rows []Ref) (Sett
 		switch kind {
 		case "done":
 			s.Done = append(s.Done, n)
+		case "awaiting":
+			s.awaiting = append(s.awaiting, n)
 		case "gone":
 			s.Gone = append(s.Gone, n)
 		default:
@@ -70,7 +86,10 @@ u AS (
 	UPDATE millrace_outbox o
 	SET attempts = $5::int, ready = false, held = NULL, due_at = clock_timestamp() + $6::bigint * interval '1 microsecond'
 	FROM l WHERE o.lane = l.lane AND o.pos = $3::bigint AND o.id = $4 AND o.attempts <= $5::int
-	RETURNING o.lane, o.pos, o.order_key, o.due_at),
+	RETURNING o.lane, o.pos, o.id, o.order_key, o.due_at),
+h AS (
+	INSERT INTO millrace_history (id, event, attempt, destination, reason, error)
+	SELECT id, 'refused', $5::int, $7::text, $9::text, $10::text FROM u WHERE $5::int <= ` + maxHistory + `),
 s AS (
 	INSERT INTO millrace_stops (lane, destination, order_key, pos, retry_at)
 	SELECT lane, $7::text, order_key, pos, due_at FROM u WHERE $8::int = 1 AND order_key <> ''
@@ -79,7 +98,7 @@ SELECT count(*) FROM u`
 
 func (p *postgres) refuse(ctx context.Context, g Grant, f Refused) (bool, error) {
 	return p.counted(ctx, "refuse", pgRefuse,
-		g.Lane, g.Epoch, f.Pos, f.ID, f.Attempt, micros(f.RetryIn), f.Destination, flag(f.Stop))
+		g.Lane, g.Epoch, f.Pos, f.ID, f.Attempt, micros(f.RetryIn), f.Destination, flag(f.Stop), f.Reason, f.Error)
 }
 
 // freeing is counted for what makes rows ready.
@@ -139,9 +158,14 @@ x AS (
 	DELETE FROM millrace_outbox o USING l WHERE o.lane = l.lane AND o.pos = $3::bigint AND o.id = $4
 	RETURNING o.*),
 d AS (
-	INSERT INTO millrace_dead (pos, id, lane, topic, order_key, destination, reason, error, attempts, size, metadata, payload, created_at)
-	SELECT pos, id, lane, topic, order_key, $5::text, $6::text, $7::text, greatest(attempts, $8::int), size, metadata, payload, created_at
+	INSERT INTO millrace_dead (pos, id, lane, topic, order_key, destination, reason, error, attempts, keep, keep_us, plan, size, metadata, payload, created_at)
+	SELECT pos, id, lane, topic, order_key, $5::text, $6::text, $7::text, greatest(attempts, $8::int), keep, keep_us, plan, size, metadata, payload, created_at
 	FROM x),
+h AS (
+	INSERT INTO millrace_history (id, event, attempt, destination, reason, error)
+	SELECT id, 'parked', greatest(attempts, $8::int), $5::text, $6::text, $7::text FROM x),
+n AS (DELETE FROM millrace_schedules WHERE id = ANY (ARRAY (SELECT id FROM x WHERE schedule IS NOT NULL))),
+y AS (DELETE FROM millrace_sending WHERE id = ANY (ARRAY (SELECT id FROM x WHERE schedule IS NOT NULL))),
 s AS (
 	DELETE FROM millrace_stops s USING x WHERE s.lane = x.lane AND s.order_key = x.order_key AND s.pos = x.pos
 	RETURNING s.lane, s.destination, s.order_key),

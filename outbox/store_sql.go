@@ -2,10 +2,11 @@ package outbox
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +21,8 @@ type sqlStore struct {
 	log    *slog.Logger
 	// preparedAge is how old a prepared transaction is that Check warns of.
 	preparedAge time.Duration
+	// compensation is what becomes of messages that await confirmations.
+	compensation *compensation
 
 	mu    sync.Mutex
 	found dialect
@@ -33,20 +36,23 @@ var _ Store = (*sqlStore)(nil)
 type dialect interface {
 	// translate turns a statement in the common form into the database's: parameters are $1, $2, ... in
 	// order, {now} is the database's time, {after $n} that time plus $n microseconds, {ready} the column
-	// as its index wants it asked.
+	// as its index wants it asked, {unready} its contrary, {us c} a time as microseconds since 1970, {at $n} the inverse, {before $n} what {after $n} is
+	// into the past, {age c} the microseconds since a time. {from t i}, {update t i} and {delete t i} begin to work on a table by an
+	// index: MySQL would read a small table from end to end, and lock all of it on the way.
 	translate(text string) string
 	// tag is appended to a statement about the outbox table.
 	tag(ctx context.Context) string
 
 	check(ctx context.Context) error
 	claim(ctx context.Context, replica string, n int) ([]Grant, error)
-	topics(ctx context.Context) ([]string, error)
+	topics(ctx context.Context) (Topics, error)
 	read(ctx context.Context, q Read) ([]Row, error)
 	promote(ctx context.Context, grants []Grant) (Promotion, error)
 	stops(ctx context.Context, lanes []int) ([]Stop, error)
 	release(ctx context.Context, grants []Grant) error
 	settle(ctx context.Context, grants []Grant, rows []Ref) (Settled, error)
 	attempt(ctx context.Context, g Grant, r Ref, attempt int) (bool, error)
+	mark(ctx context.Context, grants []Grant, rows []Ref) ([]int64, error)
 	refuse(ctx context.Context, g Grant, f Refused) (bool, error)
 	hold(ctx context.Context, g Grant, destination string, rows []Ref) (bool, error)
 	lift(ctx context.Context, g Grant, destination, key string) (bool, error)
@@ -106,6 +112,15 @@ func (s *sqlStore) query(ctx context.Context, what, common string, args []any, r
 	return s.wrap(what, s.pool.Query(ctx, s.text(common)+d.tag(ctx), args, row))
 }
 
+// once is query for a statement that is not worth remembering.
+func (s *sqlStore) once(ctx context.Context, what, common string, args []any, row func(txn.Scanner) error) error {
+	d, err := s.dialect(ctx)
+	if err != nil {
+		return err
+	}
+	return s.wrap(what, s.pool.Query(ctx, d.translate(rename(common, s.prefix)), args, row))
+}
+
 func (s *sqlStore) wrap(what string, err error) error {
 	if err == nil || errors.As(err, new(*setupError)) {
 		return err
@@ -128,8 +143,8 @@ func (s *sqlStore) Join(ctx context.Context, replica string, lease time.Duration
 
 // Renew implements Store.
 func (s *sqlStore) Renew(ctx context.Context, replica string, beat int64, lease time.Duration, down []string) (bool, error) {
-	n, err := s.exec(ctx, "renew", `UPDATE millrace_forwarders SET beat = beat + 1, expires_at = {after $1} WHERE id = $2 AND beat = $3`,
-		micros(lease), replica, beat)
+	n, err := s.exec(ctx, "renew", `UPDATE millrace_forwarders SET beat = beat + 1, expires_at = {after $1}, down = $2 WHERE id = $3 AND beat = $4`,
+		micros(lease), jsonArray(down), replica, beat)
 	return n == 1, err
 }
 
@@ -151,11 +166,34 @@ func (s *sqlStore) Sweep(ctx context.Context, replica string) (int, error) {
 // Survey implements Store.
 func (s *sqlStore) Survey(ctx context.Context) (Survey, error) {
 	var v Survey
-	err := s.query(ctx, "survey", `SELECT
-		(SELECT count(*) FROM millrace_forwarders WHERE expires_at >= {now}),
-		(SELECT count(*) FROM millrace_lanes l WHERE NOT EXISTS (SELECT 1 FROM millrace_forwarders f WHERE f.id = l.owner))`,
-		nil, func(row txn.Scanner) error { return row.Scan(&v.Replicas, &v.FreeLanes) })
+	err := s.query(ctx, "survey", `SELECT 0, count(*), '' FROM millrace_lanes l
+			WHERE NOT EXISTS (SELECT 1 FROM millrace_forwarders f WHERE f.id = l.owner)
+		UNION ALL SELECT 1, 0, down FROM millrace_forwarders WHERE expires_at >= {now}`, nil, func(row txn.Scanner) error {
+		var replica, free int
+		var down string
+		if err := row.Scan(&replica, &free, &down); err != nil {
+			return err
+		}
+		v.Replicas, v.FreeLanes = v.Replicas+replica, v.FreeLanes+free
+		v.count(down)
+		return nil
+	})
 	return v, err
+}
+
+// count adds the destinations that one replica cannot reach.
+func (v *Survey) count(down string) {
+	var names []string
+	if json.Unmarshal([]byte(down), &names) != nil {
+		return // none, or written by somebody else
+	}
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		if v.Down == nil {
+			v.Down = map[string]int{}
+		}
+		v.Down[name]++
+	}
 }
 
 // Calm implements Store.
@@ -164,35 +202,19 @@ func (s *sqlStore) Calm(ctx context.Context, g Grant) error {
 	return err
 }
 
-const topicsQuery = `WITH RECURSIVE t (topic) AS (
-	SELECT (SELECT o.topic FROM millrace_outbox o WHERE o.{ready} ORDER BY o.topic LIMIT 1)
-	UNION ALL
-	SELECT (SELECT o.topic FROM millrace_outbox o WHERE o.{ready} AND o.topic > t.topic ORDER BY o.topic LIMIT 1)
-	FROM t WHERE t.topic IS NOT NULL)
-SELECT topic FROM t WHERE topic IS NOT NULL`
-
-// hop finds the topics by hopping from one to the next in the index.
-func (s *sqlStore) hop(ctx context.Context) (topics []string, err error) {
-	err = s.query(ctx, "topics", topicsQuery, nil, func(row txn.Scanner) error {
-		var topic string
-		err := row.Scan(&topic)
-		topics = append(topics, topic)
-		return err
-	})
-	return topics, err
-}
-
 // The rest asks the dialect.
 
 // Topics implements Store.
 func (s *sqlStore) Topics(ctx context.Context) (Topics, error) {
-	names, err := ask(s, ctx, "topics", func(d dialect) ([]string, error) { return d.topics(ctx) })
-	return Topics{Ready: names}, err
+	return ask(s, ctx, "topics", func(d dialect) (Topics, error) { return d.topics(ctx) })
 }
 
 // Mark implements Store.
 func (s *sqlStore) Mark(ctx context.Context, grants []Grant, rows []Ref) ([]int64, error) {
-	return positions(rows), nil
+	if len(grants) == 0 || len(rows) == 0 {
+		return nil, nil
+	}
+	return ask(s, ctx, "mark", func(d dialect) ([]int64, error) { return d.mark(ctx, grants, rows) })
 }
 
 // Claim implements Store.
@@ -225,7 +247,17 @@ func (s *sqlStore) Promote(ctx context.Context, grants []Grant) (Promotion, erro
 	if len(grants) == 0 {
 		return Promotion{}, nil
 	}
-	return ask(s, ctx, "promote", func(d dialect) (Promotion, error) { return d.promote(ctx, grants) })
+	p, err := ask(s, ctx, "promote", func(d dialect) (Promotion, error) { return d.promote(ctx, grants) })
+	if err != nil || !p.overdue {
+		return p, err
+	}
+	lanes, _ := lanesAndEpochs(grants)
+	ready, more, err := s.compensation.run(ctx, lanes)
+	p.Ready += ready
+	if more {
+		p.Next = overduePause
+	}
+	return p, s.wrap("send unconfirmed messages again", err)
 }
 
 // Stops implements Store.
@@ -238,7 +270,17 @@ func (s *sqlStore) Stops(ctx context.Context, lanes []int) ([]Stop, error) {
 
 // Settle implements Store.
 func (s *sqlStore) Settle(ctx context.Context, grants []Grant, rows []Ref) (Settled, error) {
-	return ask(s, ctx, "settle", func(d dialect) (Settled, error) { return d.settle(ctx, grants, rows) })
+	settled, err := ask(s, ctx, "settle", func(d dialect) (Settled, error) { return d.settle(ctx, grants, rows) })
+	if err == nil && len(settled.awaiting) > 0 {
+		var ids []string
+		for _, r := range rows {
+			if slices.Contains(settled.awaiting, r.Pos) {
+				ids = append(ids, r.ID)
+			}
+		}
+		s.compensation.judge(ctx, ids)
+	}
+	return settled, err
 }
 
 // Attempt implements Store.
@@ -274,24 +316,4 @@ func ask[T any](s *sqlStore, ctx context.Context, what string, do func(dialect) 
 	}
 	answer, err := do(d)
 	return answer, s.wrap(what, err)
-}
-
-// Bounds of what is stored about a refusal.
-const (
-	maxReason = 64
-	maxError  = 1000
-)
-
-// bounded keeps the texts of a refusal to what every database stores.
-func bounded(f Refused) Refused {
-	f.Reason = clip(f.Reason, maxReason)
-	f.Error = clip(f.Error, maxError)
-	return f
-}
-
-func clip(s string, most int) string {
-	if len(s) > most {
-		s = s[:most]
-	}
-	return strings.ReplaceAll(strings.ToValidUTF8(s, "?"), "\x00", "?")
 }

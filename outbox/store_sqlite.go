@@ -14,15 +14,32 @@ type sqlite struct {
 	steps
 }
 
-func newSQLite(s *sqlStore) *sqlite { return &sqlite{steps{sqlStore: s}} }
+func newSQLite(s *sqlStore) *sqlite {
+	return &sqlite{steps{sqlStore: s, byPosition: byPosition{
+		pick:   `SELECT %s FROM millrace_outbox o WHERE o.pos IN (%s)`,
+		change: `UPDATE millrace_outbox AS o SET %s WHERE %s AND o.pos IN (%s)`,
+		erase:  `DELETE FROM millrace_outbox WHERE pos IN (%s)`,
+		names:  `SELECT s.id FROM millrace_outbox o JOIN millrace_schedules s ON s.id = o.id WHERE o.pos IN (%s)`,
+		take: `INSERT OR IGNORE INTO millrace_sending (id, name)
+			SELECT s.id, s.name FROM millrace_outbox o JOIN millrace_schedules s ON s.id = o.id WHERE o.pos IN (%s)`,
+		forget: `DELETE FROM millrace_sending WHERE id IN (SELECT id FROM millrace_outbox WHERE pos IN (%s))`,
+		unname: `DELETE FROM millrace_schedules WHERE id IN (SELECT id FROM millrace_outbox WHERE pos IN (%s))`,
+	}}}
+}
 
 const sqliteNow = `CAST(unixepoch('subsec') * 1000000 AS INTEGER)`
 
 var param = regexp.MustCompile(`\$(\d+)`)
 
-func (d *sqlite) translate(text string) string {
-	text = afterParam.ReplaceAllString(text, sqliteNow+` + $1`)
-	text = strings.NewReplacer("{now}", sqliteNow, "{ready}", "ready = 1", "{until}", "min(due_at) - "+sqliteNow).Replace(text)
+func (d *sqlite) translate(text string) string { return sqliteText(text) }
+
+func sqliteText(text string) string {
+	text = afterParam.ReplaceAllString(anyIndex(text), sqliteNow+` + $1`)
+	text = beforeParam.ReplaceAllString(text, `(`+sqliteNow+` - $1)`)
+	text = ageOf.ReplaceAllString(text, `(`+sqliteNow+` - $1)`)
+	text = usOf.ReplaceAllString(text, `$1`)
+	text = atOf.ReplaceAllString(text, `$1`)
+	text = strings.NewReplacer("{now}", sqliteNow, "{ready}", "ready = 1", "{unready}", "ready = 0", "{until}", "min(due_at) - "+sqliteNow).Replace(text)
 	return param.ReplaceAllString(text, `?$1`)
 }
 
@@ -45,7 +62,7 @@ FROM s JOIN millrace_outbox o ON o.pos = s.pos
 WHERE s.n = 1 OR s.bytes <= $7
 ORDER BY o.pos`
 
-const sqliteColumns = `o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.size, o.metadata, o.payload, o.created_at`
+const sqliteColumns = `o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.size, o.metadata, o.payload, o.created_at, o.schedule IS NOT NULL`
 
 func (d *sqlite) read(ctx context.Context, q Read) ([]Row, error) {
 	args := []any{jsonArray(q.Lanes), jsonArray(q.Topics), jsonArray(q.Exclude), jsonArray(q.BusyKeys), 0, q.MaxRows, q.MaxBytes}

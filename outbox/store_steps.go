@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,10 +22,35 @@ type steps struct {
 	share, skip string
 	// enter and leave, if set, are run at the ends of each transaction. Leave commits it as well.
 	enter, leave string
+	byPosition
+}
+
+// byPosition are statements about rows o of the outbox that are named by position, and touch no other:
+// %s are what to select or to set, a condition, and the positions.
+type byPosition struct {
+	pick, change, erase string
+	// names selects the ids of the rows whose names are there, take notes that these are being sent, unname
+	// deletes the names, and forget the notes. %s are the positions.
+	names, take, unname, forget string
+}
+
+// pickAt is a query of rows by position.
+func (s *steps) pickAt(columns string, pos []int64, lock string) string {
+	return rename(fmt.Sprintf(s.pick, columns, list(pos)), s.prefix) + lock
+}
+
+// changeAt changes rows by position.
+func (s *steps) changeAt(set, where string, pos []int64) string {
+	return rename(fmt.Sprintf(s.change, set, where, list(pos)), s.prefix)
+}
+
+// eraseAt deletes rows by position.
+func (s *steps) eraseAt(pos []int64) string {
+	return rename(fmt.Sprintf(s.erase, list(pos)), s.prefix)
 }
 
 // topics implements dialect.
-func (s *steps) topics(ctx context.Context) ([]string, error) { return s.hop(ctx) }
+func (s *steps) topics(ctx context.Context) (Topics, error) { return s.hop(ctx) }
 
 // tag implements dialect: these databases plan each statement anew.
 func (s *steps) tag(context.Context) string { return "" }
@@ -94,10 +120,10 @@ func (s *steps) run(ctx context.Context, q txn.Querier, common string, args ...a
 	return q.Exec(ctx, s.text(common), args...)
 }
 
-// list is numbers for an IN (...). It is never empty: a NULL is equal to nothing.
+// list is numbers for an IN (...). It is never empty: a null is equal to nothing.
 func list[T ~int | ~int64](values []T) string {
 	if len(values) == 0 {
-		return "NULL"
+		return "null"
 	}
 	var b strings.Builder
 	for i, v := range values {
@@ -192,25 +218,29 @@ func (s *steps) settle(ctx context.Context, grants []Grant, rows []Ref) (Settled
 			return err
 		}
 		v = Settled{Lost: lost(grants, held)}
-		there, err := s.find(ctx, q, positions(rows), "")
+		free, err := s.find(ctx, q, positions(rows), s.skip)
 		if err != nil {
 			return err
 		}
-		free := there
-		if s.skip != "" {
-			if free, err = s.find(ctx, q, positions(rows), s.skip); err != nil {
-				return err
-			}
-		}
+		var done, others []Ref
 		for _, r := range rows {
-			if there[r.Pos].id != r.ID {
-				v.Gone = append(v.Gone, r.Pos)
-			} else if f := free[r.Pos]; f.id == r.ID && held[f.lane] {
-				v.Done = append(v.Done, r.Pos)
+			switch f := free[r.Pos]; {
+			case f.id != r.ID:
+				others = append(others, r)
+			case held[f.lane]:
+				done = append(done, r)
 			}
 		}
-		_, err = q.Exec(ctx, rename(`DELETE FROM millrace_outbox WHERE pos IN (`+list(v.Done)+`)`, s.prefix))
-		return err
+		if v.Gone, err = s.gone(ctx, q, others); err != nil || len(done) == 0 {
+			return err
+		}
+		v.Done = positions(done)
+		for _, r := range done {
+			if After(free[r.Pos].keep) == AwaitConfirmation {
+				v.awaiting = append(v.awaiting, r.Pos)
+			}
+		}
+		return s.finish(ctx, q, done, free)
 	})
 	if err != nil {
 		return Settled{}, err
@@ -218,19 +248,66 @@ func (s *steps) settle(ctx context.Context, grants []Grant, rows []Ref) (Settled
 	return v, nil
 }
 
+// finish deletes rows that are locked, and moves what is to be remembered.
+func (s *steps) finish(ctx context.Context, q txn.Querier, done []Ref, places map[int64]place) error {
+	var kept, named []int64
+	for _, r := range done {
+		if places[r.Pos].keep > 0 {
+			kept = append(kept, r.Pos)
+		}
+		if places[r.Pos].named {
+			named = append(named, r.Pos)
+		}
+	}
+	if len(kept) > 0 {
+		if _, err := q.Exec(ctx, s.plain(`INSERT INTO millrace_sent (pos, id, lane, topic, order_key, keep, keep_us, plan,
+				size, metadata, payload, created_at, sent_at, due_at, expires_at)
+			SELECT pos, id, lane, topic, order_key, keep, COALESCE(keep_us, 0), plan, size, metadata, payload, created_at, {now},
+				CASE WHEN keep = 2 THEN {after keep_us} END, CASE WHEN keep = 1 THEN {after keep_us} END
+			FROM millrace_outbox WHERE pos IN (`+list(kept)+`)`)); err != nil {
+			return err
+		}
+	}
+	if len(named) > 0 {
+		for _, text := range []string{s.unname, s.forget} {
+			if _, err := q.Exec(ctx, rename(fmt.Sprintf(text, list(named)), s.prefix)); err != nil {
+				return err
+			}
+		}
+	}
+	_, err := q.Exec(ctx, s.eraseAt(positions(done)))
+	return err
+}
+
+// gone lists the positions at which there is no row of that id, locked or not.
+func (s *steps) gone(ctx context.Context, q txn.Querier, rows []Ref) (gone []int64, err error) {
+	if len(rows) == 0 {
+		return nil, nil
+	}
+	there, err := s.find(ctx, q, positions(rows), "")
+	for _, r := range rows {
+		if there[r.Pos].id != r.ID {
+			gone = append(gone, r.Pos)
+		}
+	}
+	return gone, err
+}
+
 type place struct {
-	id   string
-	lane int
+	id    string
+	lane  int
+	keep  int
+	named bool
 }
 
 // find looks rows up by position.
 func (s *steps) find(ctx context.Context, q txn.Querier, pos []int64, lock string) (map[int64]place, error) {
 	found := make(map[int64]place, len(pos))
-	query := rename(`SELECT pos, id, lane FROM millrace_outbox WHERE pos IN (`+list(pos)+`)`, s.prefix) + lock
+	query := s.pickAt(`o.pos, o.id, o.lane, o.keep, o.schedule IS NOT NULL`, pos, lock)
 	err := q.Query(ctx, query, nil, func(row txn.Scanner) error {
 		var at int64
 		var p place
-		err := row.Scan(&at, &p.id, &p.lane)
+		err := row.Scan(&at, &p.id, &p.lane, &p.keep, &p.named)
 		found[at] = p
 		return err
 	})

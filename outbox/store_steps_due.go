@@ -11,7 +11,7 @@ func (s *steps) promote(ctx context.Context, grants []Grant) (Promotion, error) 
 	lanes, _ := lanesAndEpochs(grants)
 	first, err := s.look(ctx, lanes)
 	if err != nil || !first.work() {
-		return Promotion{Next: first.wait()}, err
+		return first.promotion(), err
 	}
 	var v Promotion
 	due := 0
@@ -42,7 +42,7 @@ func (s *steps) promote(ctx context.Context, grants []Grant) (Promotion, error) 
 		return v, nil
 	}
 	then, err := s.look(ctx, lanes)
-	v.Next = then.wait()
+	v.Next, v.overdue = then.wait(), then.late()
 	return v, err
 }
 
@@ -55,8 +55,9 @@ func (s *steps) look(ctx context.Context, lanes []int) (v lookout, err error) {
 	query := s.found.translate(rename(`SELECT
 		(SELECT {until} FROM millrace_outbox WHERE ready = 0 AND due_at IS NOT NULL AND lane IN (`+list(lanes)+`)),
 		(SELECT count(*) FROM (SELECT DISTINCT lane, held, order_key FROM millrace_outbox
-			WHERE ready = 0 AND held IS NOT NULL AND lane IN (`+list(lanes)+`)) o WHERE `+unheld+`)`, s.prefix))
-	err = s.pool.Query(ctx, query, nil, func(row txn.Scanner) error { return row.Scan(&v.due, &v.orphans) })
+			WHERE ready = 0 AND held IS NOT NULL AND lane IN (`+list(lanes)+`)) o WHERE `+unheld+`),
+		(SELECT {until} FROM millrace_sent WHERE due_at IS NOT NULL AND lane IN (`+list(lanes)+`))`, s.prefix))
+	err = s.pool.Query(ctx, query, nil, func(row txn.Scanner) error { return row.Scan(&v.due, &v.orphans, &v.overdue) })
 	return v, err
 }
 
@@ -67,7 +68,7 @@ func (s *steps) unhold(ctx context.Context, q txn.Querier, lanes []int) (int, er
 	if err != nil || len(pos) == 0 {
 		return 0, err
 	}
-	n, err := q.Exec(ctx, rename(`UPDATE millrace_outbox SET held = NULL, ready = 1 WHERE held IS NOT NULL AND pos IN (`+list(pos)+`)`, s.prefix))
+	n, err := q.Exec(ctx, s.changeAt(`held = NULL, ready = 1`, `o.held IS NOT NULL`, pos))
 	return int(n), err
 }
 
@@ -79,7 +80,7 @@ func (s *steps) ripen(ctx context.Context, q txn.Querier, lanes []int) (int, err
 	if err != nil || len(pos) == 0 {
 		return 0, err
 	}
-	n, err := q.Exec(ctx, rename(`UPDATE millrace_outbox SET due_at = NULL, ready = 1 WHERE due_at IS NOT NULL AND pos IN (`+list(pos)+`)`, s.prefix))
+	n, err := q.Exec(ctx, s.changeAt(`due_at = NULL, ready = 1`, `o.due_at IS NOT NULL`, pos))
 	return int(n), err
 }
 

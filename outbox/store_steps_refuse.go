@@ -8,7 +8,7 @@ import (
 
 func (s *steps) attempt(ctx context.Context, g Grant, r Ref, attempt int) (bool, error) {
 	return s.under(ctx, g, func(q txn.Querier) (bool, error) {
-		n, err := s.run(ctx, q, `UPDATE millrace_outbox SET attempts = $1 WHERE pos = $2 AND id = $3 AND lane = $4 AND attempts = $5`,
+		n, err := s.run(ctx, q, `{update millrace_outbox PRIMARY} SET attempts = $1 WHERE pos = $2 AND id = $3 AND lane = $4 AND attempts = $5`,
 			attempt, r.Pos, r.ID, g.Lane, attempt-1)
 		return n == 1, err
 	})
@@ -16,11 +16,14 @@ func (s *steps) attempt(ctx context.Context, g Grant, r Ref, attempt int) (bool,
 
 func (s *steps) refuse(ctx context.Context, g Grant, f Refused) (bool, error) {
 	return s.under(ctx, g, func(q txn.Querier) (bool, error) {
-		n, err := s.run(ctx, q, `UPDATE millrace_outbox SET attempts = $1, ready = 0, held = NULL, due_at = {after $2}
+		n, err := s.run(ctx, q, `{update millrace_outbox PRIMARY} SET attempts = $1, ready = 0, held = NULL, due_at = {after $2}
 			WHERE pos = $3 AND id = $4 AND lane = $5 AND attempts <= $6`,
 			f.Attempt, micros(f.RetryIn), f.Pos, f.ID, g.Lane, f.Attempt)
-		if err != nil || n == 0 || !f.Stop {
-			return n == 1, err
+		if err != nil || n == 0 {
+			return false, err
+		}
+		if err := s.remember(ctx, q, f, eventRefused); err != nil || !f.Stop {
+			return err == nil, err
 		}
 		// A stop that is there already gives way: what failed last is what the key waits for.
 		if _, err := s.run(ctx, q, `DELETE FROM millrace_stops WHERE lane = $1 AND destination = $2
@@ -36,7 +39,7 @@ func (s *steps) refuse(ctx context.Context, g Grant, f Refused) (bool, error) {
 func (s *steps) hold(ctx context.Context, g Grant, destination string, rows []Ref) (bool, error) {
 	return s.under(ctx, g, func(q txn.Querier) (bool, error) {
 		for _, r := range rows {
-			if _, err := s.run(ctx, q, `UPDATE millrace_outbox SET ready = 0, held = $1
+			if _, err := s.run(ctx, q, `{update millrace_outbox PRIMARY} SET ready = 0, held = $1
 				WHERE pos = $2 AND id = $3 AND lane = $4 AND ready = 1 AND EXISTS (SELECT 1 FROM millrace_stops s
 					WHERE s.lane = $5 AND s.destination = $6 AND s.order_key = millrace_outbox.order_key AND s.pos < millrace_outbox.pos)`,
 				destination, r.Pos, r.ID, g.Lane, g.Lane, destination); err != nil {
@@ -58,7 +61,7 @@ func (s *steps) lifted(ctx context.Context, q txn.Querier, lane int, destination
 		lane, destination, key); err != nil {
 		return err
 	}
-	_, err := s.run(ctx, q, `UPDATE millrace_outbox SET held = NULL, ready = 1
+	_, err := s.run(ctx, q, `{update millrace_outbox millrace_outbox_held} SET held = NULL, ready = 1
 		WHERE ready = 0 AND lane = $1 AND held = $2 AND order_key = $3`, lane, destination, key)
 	return err
 }
@@ -66,19 +69,37 @@ func (s *steps) lifted(ctx context.Context, q txn.Querier, lane int, destination
 func (s *steps) park(ctx context.Context, g Grant, f Refused) (bool, error) {
 	return s.under(ctx, g, func(q txn.Querier) (bool, error) {
 		n, err := s.run(ctx, q, `INSERT INTO millrace_dead (destination, reason, error, attempts, died_at,
-				pos, id, lane, topic, order_key, size, metadata, payload, created_at)
+				pos, id, lane, topic, order_key, keep, keep_us, plan, size, metadata, payload, created_at)
 			SELECT $1, $2, $3, CASE WHEN attempts > $4 THEN attempts ELSE $5 END, {now},
-				pos, id, lane, topic, order_key, size, metadata, payload, created_at
+				pos, id, lane, topic, order_key, keep, keep_us, plan, size, metadata, payload, created_at
 			FROM millrace_outbox WHERE pos = $6 AND id = $7 AND lane = $8`,
 			f.Destination, f.Reason, f.Error, f.Attempt, f.Attempt, f.Pos, f.ID, g.Lane)
 		if err != nil || n == 0 {
 			return false, err
 		}
-		if n, err = s.run(ctx, q, `DELETE FROM millrace_outbox WHERE pos = $1 AND id = $2`, f.Pos, f.ID); err != nil || n == 0 {
+		if n, err = s.run(ctx, q, `{delete millrace_outbox PRIMARY} WHERE pos = $1 AND id = $2`, f.Pos, f.ID); err != nil || n == 0 {
+			return false, err
+		}
+		for _, names := range []string{`{delete millrace_schedules millrace_schedules_id}`, `{delete millrace_sending PRIMARY}`} {
+			if _, err := s.run(ctx, q, names+` WHERE id = $1`, f.ID); err != nil {
+				return false, err
+			}
+		}
+		if err := s.remember(ctx, q, f, eventParked); err != nil {
 			return false, err
 		}
 		return true, s.liftStopsOf(ctx, q, g.Lane, f.Pos)
 	})
+}
+
+// remember writes a line of a message's history.
+func (s *steps) remember(ctx context.Context, q txn.Querier, f Refused, event string) error {
+	if event == eventRefused && f.Attempt > mostHistory {
+		return nil
+	}
+	_, err := s.run(ctx, q, `INSERT INTO millrace_history (id, at, event, attempt, destination, reason, error)
+		VALUES ($1, {now}, $2, $3, $4, $5, $6)`, f.ID, event, f.Attempt, f.Destination, f.Reason, f.Error)
+	return err
 }
 
 // liftStopsOf lifts the stops that a message caused.

@@ -1,11 +1,13 @@
 package outbox_test
 
 import (
+	"context"
 	"database/sql"
 	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -31,7 +33,7 @@ func TestStoresKeepTheRules(t *testing.T) {
 // empty makes the outbox as it was when it was new.
 func (b *bench) empty() {
 	b.Helper()
-	for _, table := range []string{"outbox", "forwarders", "stops", "dead"} {
+	for _, table := range []string{"outbox", "forwarders", "stops", "dead", "schedules", "sending", "pauses", "sent", "history", "confirmations", "audit"} {
 		b.exec(`DELETE FROM millrace_` + table)
 	}
 	b.exec(`UPDATE millrace_lanes SET owner = NULL, epoch = 0, crashes = 0`)
@@ -44,8 +46,18 @@ func (b *bench) harness() outboxtest.Harness {
 		Insert:  b.insert,
 		Waiting: b.waiting,
 		Dead:    b.dead,
+		Sent:    b.sent,
 		Evict:   func(replica string) { b.exec(`DELETE FROM millrace_forwarders WHERE id = '` + replica + `'`) },
 		Remove:  func(pos int64) { b.exec(fmt.Sprint(`DELETE FROM millrace_outbox WHERE pos = `, pos)) },
+	}
+	h.Pause = func(kind outbox.PauseKind, name string) {
+		b.exec(b.q(`INSERT INTO millrace_pauses (kind, name, who, why, since) VALUES ($1, $2, '', '', `+b.in(0)+`)`), string(kind), name)
+	}
+	h.Resume = func(kind outbox.PauseKind, name string) {
+		b.exec(b.q(`DELETE FROM millrace_pauses WHERE kind = $1 AND name = $2`), string(kind), name)
+	}
+	h.Cancel = func(schedule string) error {
+		return b.inTx(b.Context(), func(ctx context.Context) error { return b.box.Cancel(ctx, schedule) })
 	}
 	if b.driver != "sqlite" {
 		h.Lock = b.lock
@@ -86,10 +98,15 @@ func (b *bench) insert(entries ...outboxtest.Entry) (positions []int64) {
 		if e.Delay > 0 {
 			ready, due = "1 = 0", b.in(e.Delay.Microseconds())
 		}
-		_, err = tx.ExecContext(b.Context(), b.q(`INSERT INTO millrace_outbox (id, lane, topic, order_key, size, metadata, payload, created_at, ready, due_at)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, `+b.in(0)+`, `+ready+`, `+due+`)`),
-			e.ID, lane, e.Topic, e.Key, len(e.Body)+len(metadata), string(metadata), append([]byte{}, e.Body...))
+		_, err = tx.ExecContext(b.Context(), b.q(`INSERT INTO millrace_outbox (id, lane, topic, order_key, size, metadata, payload, created_at, ready, due_at, schedule, keep, keep_us)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, `+b.in(0)+`, `+ready+`, `+due+`, $8, $9, $10)`),
+			e.ID, lane, e.Topic, e.Key, len(e.Body)+len(metadata), string(metadata), append([]byte{}, e.Body...),
+			sql.NullString{String: e.Schedule, Valid: e.Schedule != ""}, int(e.After), time.Hour.Microseconds())
 		require.NoError(b, err)
+		if e.Schedule != "" {
+			_, err = tx.ExecContext(b.Context(), b.q(`INSERT INTO millrace_schedules (name, id) VALUES ($1, $2)`), e.Schedule, e.ID)
+			require.NoError(b, err)
+		}
 		var pos int64
 		require.NoError(b, tx.QueryRowContext(b.Context(), b.q(`SELECT pos FROM millrace_outbox WHERE id = $1`), e.ID).Scan(&pos))
 		positions = append(positions, pos)
@@ -141,11 +158,42 @@ func (b *bench) dead() (all []outboxtest.Dead) {
 	return all
 }
 
+func (b *bench) sent() (all []outboxtest.Sent) {
+	b.Helper()
+	until := func(column string) string {
+		switch b.driver {
+		case "mysql":
+			return `COALESCE(TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), ` + column + `), 0)`
+		case "sqlite":
+			return `COALESCE(` + column + ` - CAST(unixepoch('subsec') * 1000000 AS INTEGER), 0)`
+		}
+		return `coalesce((extract(epoch FROM ` + column + ` - clock_timestamp()) * 1000000)::bigint, 0)`
+	}
+	found, err := b.raw.QueryContext(b.Context(), `SELECT pos, id, lane, topic, order_key, keep, metadata, payload, `+
+		until("due_at")+`, `+until("expires_at")+` FROM millrace_sent ORDER BY seq`)
+	require.NoError(b, err)
+	defer found.Close()
+	for found.Next() {
+		var s outboxtest.Sent
+		var metadata []byte
+		var due, expires int64
+		require.NoError(b, found.Scan(&s.Pos, &s.ID, &s.Lane, &s.Topic, &s.Key, &s.After, &metadata, &s.Payload, &due, &expires))
+		require.NoError(b, json.Unmarshal(metadata, &s.Metadata))
+		s.Due, s.Expires = time.Duration(due)*time.Microsecond, time.Duration(expires)*time.Microsecond
+		all = append(all, s)
+	}
+	require.NoError(b, found.Err())
+	return all
+}
+
 func (b *bench) lock(pos int64) (unlock func()) {
 	b.Helper()
 	tx, err := b.raw.BeginTx(b.Context(), &sql.TxOptions{})
 	require.NoError(b, err)
 	var id string
 	require.NoError(b, tx.QueryRowContext(b.Context(), b.q(`SELECT id FROM millrace_outbox WHERE pos = $1 FOR UPDATE`), pos).Scan(&id))
+	names, err := tx.QueryContext(b.Context(), b.q(`SELECT name FROM millrace_schedules WHERE id = $1 FOR UPDATE`), id)
+	require.NoError(b, err)
+	texts(b.T, names)
 	return func() { require.NoError(b, tx.Rollback()) }
 }

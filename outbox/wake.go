@@ -1,10 +1,13 @@
 package outbox
 
-import "sync"
+import (
+	"log/slog"
+	"sync"
+)
 
-// Wake tells one subscriber that messages were committed by this process. Signals are merged: one that
-// comes while another waits to be taken adds its lanes to it. None is lost, but a signal may come
-// without rows to be seen, when a transaction's outcome is unknown.
+// Wake tells one subscriber that messages were committed, by this process or, with a Waker, by another.
+// Signals are merged: one that comes while another waits to be taken adds its lanes to it. None of this
+// process is lost, but a signal may come without rows to be seen, when a transaction's outcome is unknown.
 type Wake struct {
 	c chan struct{}
 
@@ -36,32 +39,58 @@ func (w *Wake) signal(lanes uint64) {
 }
 
 // Subscribe returns a Wake that hears of every transaction on this Box that committed, or may have,
-// from now on, right after COMMIT was answered. The function ends it.
-func (b *Box) Subscribe() (*Wake, func()) {
-	w := &Wake{c: make(chan struct{}, 1)}
-	b.wakes.mu.Lock()
-	defer b.wakes.mu.Unlock()
-	if b.wakes.all == nil {
-		b.wakes.all = make(map[*Wake]struct{})
-	}
-	b.wakes.all[w] = struct{}{}
-	return w, func() {
-		b.wakes.mu.Lock()
-		defer b.wakes.mu.Unlock()
-		delete(b.wakes.all, w)
-	}
-}
+// from now on, right after COMMIT was answered; and, with Config.Waker, of those of other processes. The
+// function ends it, and returns when the last one has stopped listening.
+func (b *Box) Subscribe() (*Wake, func()) { return b.wakes.subscribe() }
 
 // wakes are the subscribers of a Box.
 type wakes struct {
+	others *others // nil without a Waker
+
 	mu  sync.Mutex
 	all map[*Wake]struct{}
 }
 
+// connect lets the subscribers hear of other processes, and these of what is committed here.
+func (ws *wakes) connect(waker Waker, log *slog.Logger) {
+	if waker != nil {
+		ws.others = newOthers(waker, log, ws.local)
+	}
+}
+
+func (ws *wakes) subscribe() (*Wake, func()) {
+	w := &Wake{c: make(chan struct{}, 1)}
+	ws.mu.Lock()
+	if ws.all == nil {
+		ws.all = make(map[*Wake]struct{})
+	}
+	ws.all[w] = struct{}{}
+	ws.mu.Unlock()
+	stop := func() {}
+	if ws.others != nil {
+		stop = ws.others.listen()
+	}
+	return w, sync.OnceFunc(func() {
+		ws.mu.Lock()
+		delete(ws.all, w)
+		ws.mu.Unlock()
+		stop()
+	})
+}
+
+// signal tells everybody, here and elsewhere, that lanes have new messages.
 func (ws *wakes) signal(lanes uint64) {
 	if lanes == 0 {
 		return
 	}
+	ws.local(lanes)
+	if ws.others != nil {
+		ws.others.tell(lanes)
+	}
+}
+
+// local tells the subscribers of this Box.
+func (ws *wakes) local(lanes uint64) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	for w := range ws.all {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millrace-go/millrace"
@@ -51,7 +52,7 @@ func (h *handle) Query(ctx context.Context, sql string, args ...any) (rows pgx.R
 		return err
 	})
 	if rows == nil {
-		rows = failed{err}
+		rows = failed{err: err}
 	}
 	return rows, err
 }
@@ -62,7 +63,7 @@ func (h *handle) QueryRow(ctx context.Context, sql string, args ...any) (row pgx
 		return nil // it comes with Scan
 	})
 	if err != nil {
-		return failed{err}
+		return failed{err: err}
 	}
 	return row
 }
@@ -89,7 +90,7 @@ func (h *handle) SendBatch(ctx context.Context, b *pgx.Batch) (results pgx.Batch
 		if results != nil {
 			_ = results.Close()
 		}
-		return failedBatch{err}
+		return failedBatch{err: err}
 	}
 	return results
 }
@@ -144,8 +145,12 @@ func (n *nested) end(ctx context.Context, verb string) error {
 	return err
 }
 
-// failed answers everything with one error.
-type failed struct{ err error }
+// failed answers everything with one error. The interface in it, always nil, is there for methods that a later
+// pgx adds to it: an application that raises the version still compiles.
+type failed struct {
+	pgx.Rows
+	err error
+}
 
 func (f failed) Scan(...any) error                            { return f.err }
 func (f failed) Close()                                       {}
@@ -156,14 +161,19 @@ func (f failed) Next() bool                                   { return false }
 func (f failed) Values() ([]any, error)                       { return nil, f.err }
 func (f failed) RawValues() [][]byte                          { return nil }
 func (f failed) Conn() *pgx.Conn                              { return nil }
+func (f failed) TypeMap() *pgtype.Map                         { return pgtype.NewMap() } // pgx 5.12
 
 // failedBatch is failed for a batch, whose methods have other answers.
-type failedBatch struct{ err error }
+type failedBatch struct {
+	pgx.BatchResults
+	err error
+}
 
 func (f failedBatch) Exec() (pgconn.CommandTag, error) { return pgconn.CommandTag{}, f.err }
-func (f failedBatch) Query() (pgx.Rows, error)         { return failed{f.err}, f.err }
-func (f failedBatch) QueryRow() pgx.Row                { return failed{f.err} }
+func (f failedBatch) Query() (pgx.Rows, error)         { return failed{err: f.err}, f.err }
+func (f failedBatch) QueryRow() pgx.Row                { return failed{err: f.err} }
 func (f failedBatch) Close() error                     { return f.err }
+func (f failedBatch) Tx() pgx.Tx                       { return nil } // pgx 5.12
 
 // none is what fn gets where there is no transaction: statements run on the pool, each by itself.
 type none struct{ *pgxpool.Pool }

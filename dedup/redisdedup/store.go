@@ -11,6 +11,13 @@
 // received a record is promoted, and when it evicts. Eviction is refused by Check; the other two can
 // only be made rare. A message may then be handled twice. Where that must not be, use dedup.Inbox.
 //
+// # Round trips
+//
+// Calls that are made while others are under way share round trips with each other, so that a hundred
+// messages handled at once cost little more than one. A call that is alone departs at once. Store has
+// no goroutine when no call is under way, and nothing to close. A call whose context ends returns at
+// once, and what it asked for may still happen.
+//
 // A done record takes about 0.3 kB, so a day of a million messages takes about 0.3 GB.
 package redisdedup
 
@@ -38,9 +45,10 @@ type Config struct {
 
 // Store is a dedup.Store in Redis. It is safe for concurrent use.
 type Store struct {
-	rdb redis.UniversalClient
-	cfg Config
-	err error // of the configuration
+	rdb    redis.UniversalClient
+	cfg    Config
+	err    error // of the configuration
+	shards shards
 }
 
 var _ dedup.Store = (*Store)(nil)
@@ -54,7 +62,7 @@ func New(rdb redis.UniversalClient, cfg Config) *Store {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Store{rdb: rdb, cfg: cfg, err: validate(rdb, cfg)}
+	return &Store{rdb: rdb, cfg: cfg, err: validate(rdb, cfg), shards: shards{rdb: rdb}}
 }
 
 // Validate reports all that is wrong with the configuration.
@@ -79,11 +87,11 @@ func (s *Store) Claim(ctx context.Context, key dedup.Key, req dedup.Request) (de
 	if err := errors.Join(s.err, key.Check(), req.Check()); err != nil {
 		return dedup.Answer{}, err
 	}
-	reply, err := claim.Run(ctx, s.rdb, s.key(key),
-		req.Owner, millis(req.Lease), millis(req.TTL), req.Digest).Slice()
+	cmd, err := s.run(ctx, claim, key, req.Owner, millis(req.Lease), millis(req.TTL), req.Digest)
 	if err != nil {
 		return dedup.Answer{}, fmt.Errorf("redisdedup: claim: %w", err)
 	}
+	reply, _ := cmd.Slice()
 	answer, ok := decodeAnswer(reply)
 	if !ok {
 		return dedup.Answer{}, fmt.Errorf("redisdedup: claim: the server's answer is not understood (%d values)", len(reply))
@@ -118,11 +126,11 @@ func (s *Store) Renew(ctx context.Context, key dedup.Key, owner string, lease ti
 	if err := errors.Join(s.err, key.Check()); err != nil {
 		return false, err
 	}
-	n, err := renew.Run(ctx, s.rdb, s.key(key), owner, millis(lease)).Int()
+	cmd, err := s.run(ctx, renew, key, owner, millis(lease))
 	if err != nil {
 		return false, fmt.Errorf("redisdedup: renew: %w", err)
 	}
-	return n == 1, nil
+	return cmd.Val() == int64(1), nil
 }
 
 // Done implements dedup.Store.
@@ -131,11 +139,11 @@ func (s *Store) Done(ctx context.Context, key dedup.Key, owner string, result []
 		return 0, err
 	}
 	// A nil slice is no argument that Redis knows.
-	reply, err := done.Run(ctx, s.rdb, s.key(key), owner, string(result), millis(ttl)).Text()
+	cmd, err := s.run(ctx, done, key, owner, string(result), millis(ttl))
 	if err != nil {
 		return 0, fmt.Errorf("redisdedup: done: %w", err)
 	}
-	switch reply {
+	switch cmd.Val() {
 	case "OK":
 		return dedup.Marked, nil
 	case "RECREATED":
@@ -155,13 +163,19 @@ func (s *Store) Release(ctx context.Context, key dedup.Key, owner string, fresh 
 	if fresh {
 		flag = 1
 	}
-	if err := release.Run(ctx, s.rdb, s.key(key), owner, flag).Err(); err != nil {
+	if _, err := s.run(ctx, release, key, owner, flag); err != nil {
 		return fmt.Errorf("redisdedup: release: %w", err)
 	}
 	return nil
 }
 
-func (s *Store) key(k dedup.Key) []string { return []string{recordKey(s.cfg.Namespace, k)} }
+// run runs a script on the record of k, in the name of owner.
+func (s *Store) run(ctx context.Context, script *redis.Script, k dedup.Key, owner string, args ...any) (*redis.Cmd, error) {
+	key := recordKey(s.cfg.Namespace, k)
+	return s.shards.of(ctx, key).do(&call{
+		ctx: ctx, id: key + " " + owner, script: script, key: key, args: append([]any{owner}, args...),
+	})
+}
 
 // millis rounds up: a lease of a fraction of a millisecond is not none.
 func millis(d time.Duration) int64 { return int64((d + time.Millisecond - 1) / time.Millisecond) }

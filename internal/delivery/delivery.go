@@ -43,8 +43,16 @@ type Record struct {
 	outcome  Outcome
 	owner    string
 	attempts int
+	calls    int
+	count    Counter
+	history  []Failure
+	original *message.Message
+	refusal  error
 	atEnd    []func(Outcome)
 	ended    bool
+
+	within    func(context.Context) error
+	committed bool
 }
 
 type recordKey struct{}
@@ -53,14 +61,11 @@ type recordKey struct{}
 // next returns or panics, the functions left with AtEnd run, and msg has its context back.
 func Run(msg *message.Message, next func(*Record) ([]*message.Message, error)) (out []*message.Message, err error) {
 	ctx := msg.Context()
-	handler := message.HandlerNameFromCtx(ctx)
-	// A message may carry the context of the message that it was made from, and with it a record
-	// which is not its own.
-	if r, ok := ctx.Value(recordKey{}).(*Record); ok && r.id == msg.UUID && r.handler == handler && !r.hasEnded() {
+	if r := of(ctx, msg); r != nil {
 		r.Set(Open) // nobody further in has been called yet, in this attempt
 		return next(r)
 	}
-	r := &Record{id: msg.UUID, handler: handler, owner: rand.Text()}
+	r := &Record{id: msg.UUID, handler: message.HandlerNameFromCtx(ctx), owner: rand.Text()}
 	msg.SetContext(context.WithValue(ctx, recordKey{}, r))
 	returned := false
 	defer func() {
@@ -106,6 +111,135 @@ func (r *Record) Attempts() int {
 	return r.attempts
 }
 
+// Counter counts the calls of the handler where more deliveries than this one count. It is asked before each
+// call, and answers with the number of the attempt, and whether it is the last one.
+type Counter func(ctx context.Context) (attempt int, last bool, err error)
+
+// ErrElsewhere is the answer of a Counter that found the message in other hands. The handler is not to be
+// called, and the outcome is set.
+var ErrElsewhere = errors.New("middleware: the message is stored, and comes from there")
+
+// CountBy has c asked by Begin from now on; nil ends that.
+func (r *Record) CountBy(c Counter) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.count = c
+}
+
+// Counted reports whether more deliveries than this one are counted.
+func (r *Record) Counted() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.count != nil
+}
+
+// Begin is called before each call of the handler, by whoever calls it again.
+func (r *Record) Begin(ctx context.Context) (attempt int, last bool, err error) {
+	r.mu.Lock()
+	count := r.count
+	r.mu.Unlock()
+	if count == nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.calls++
+		return r.calls, false, nil
+	}
+	attempt, last, err = count(ctx)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.calls = max(r.calls, attempt)
+	return attempt, last, err
+}
+
+// Made says that as many attempts have been made as is known of.
+func (r *Record) Made(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.calls = max(r.calls, n)
+}
+
+// Calls is the number of the latest attempt, or 0 if nobody counted.
+func (r *Record) Calls() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.calls
+}
+
+// Failure is how an attempt ended.
+type Failure struct {
+	Attempt int
+	At      time.Time
+	Reason  string
+	Error   string
+}
+
+// maxHistory bounds what travels with a message.
+const maxHistory = 20
+
+// Note adds a failure to the history of the message, unless that attempt is there already.
+func (r *Record) Note(fs ...Failure) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, f := range fs {
+		if n := len(r.history); n > 0 && r.history[n-1].Attempt >= f.Attempt {
+			continue
+		}
+		r.history = append(r.history, f)
+	}
+	if n := len(r.history); n > maxHistory {
+		r.history = append([]Failure(nil), r.history[n-maxHistory:]...)
+	}
+}
+
+// History is how the latest attempts ended, in all deliveries that are known of.
+func (r *Record) History() []Failure {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]Failure(nil), r.history...)
+}
+
+// Original is a copy of the message as it came to the first who asked: those further in may write into it.
+func (r *Record) Original(msg *message.Message) *message.Message {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.original == nil {
+		r.original = message.NewMessage(msg.UUID, append(message.Payload{}, msg.Payload...))
+		for name, value := range msg.Metadata {
+			r.original.Metadata[name] = value
+		}
+	}
+	return r.original
+}
+
+// Refuse has the innermost middleware return err in place of calling the handler: those between may
+// know that the message is done.
+func (r *Record) Refuse(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.refusal = err
+}
+
+// Refusal is why the handler is not to be called with msg, or nil.
+func Refusal(msg *message.Message) error {
+	r := of(msg.Context(), msg)
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.refusal
+}
+
+// of is the record of msg in ctx. A message may carry the context of the message that it was made from,
+// and with it a record which is not its own.
+func of(ctx context.Context, msg *message.Message) *Record {
+	r, ok := ctx.Value(recordKey{}).(*Record)
+	if !ok || r.id != msg.UUID || r.handler != message.HandlerNameFromCtx(ctx) || r.hasEnded() {
+		return nil
+	}
+	return r
+}
+
 // Judge is called by each middleware with the error that came from within. It records the outcome if
 // nobody inside has, and returns the error to go on with: ErrSwallowed if there is none though
 // somebody inside has seen one.
@@ -128,6 +262,39 @@ func (r *Record) AtEnd(f func(Outcome)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.atEnd = append(r.atEnd, f)
+}
+
+// Within has f called in the handler's transaction, if it has one of its own, after the handler succeeded
+// and before COMMIT. It replaces an earlier one.
+func (r *Record) Within(f func(ctx context.Context) error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.within = f
+}
+
+// RunWithin is called by whoever ends the handler's transaction. An error rolls it back.
+func (r *Record) RunWithin(ctx context.Context) error {
+	r.mu.Lock()
+	f := r.within
+	r.mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	return f(ctx)
+}
+
+// SetCommitted says that the transaction in which RunWithin ran has committed.
+func (r *Record) SetCommitted() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.committed = r.within != nil
+}
+
+// Committed reports whether what was left with Within has been committed.
+func (r *Record) Committed() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.committed
 }
 
 func (r *Record) end() {

@@ -25,6 +25,14 @@ const (
 	// Attempt counts the attempts to publish this message, from 1.
 	Attempt = Prefix + "attempt"
 
+	// Confirm is the topic to which the consumers of the message are to say that they are done with it.
+	// FirstSent is when it was sent for the first time, in milliseconds since 1970; MaxAge is for how
+	// long after that it may be sent again, in milliseconds; Sending counts how often it was sent, from 1.
+	Confirm   = Prefix + "confirm"
+	FirstSent = Prefix + "first_sent"
+	MaxAge    = Prefix + "max_age"
+	Sending   = Prefix + "sending"
+
 	// Destination is where a dead or deferred message was to go.
 	Destination = Prefix + "destination"
 

@@ -14,7 +14,7 @@ type Binding struct {
 	t      *Tx
 	cause  error // why fn did not pass the transaction on for COMMIT
 	passed bool
-	mark   witness
+	mark   *witness
 }
 
 // Bind runs around, in which a foreign transaction begins, goes through Binding.Run, and ends, and then

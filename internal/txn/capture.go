@@ -61,12 +61,12 @@ func (t *Tx) swapHooks(hooks []hook) []hook {
 
 // Each calls fn with the phase and the name of each hook that is to run.
 func (r *Rehearsal) Each(fn func(phase, name string)) {
-	for _, h := range r.hooks {
-		fn(h.Phase.String(), nameOf(h))
+	for i := range r.hooks {
+		fn(r.hooks[i].Phase.String(), nameOf(&r.hooks[i]))
 	}
 }
 
-func nameOf(h hook) string {
+func nameOf(h *hook) string {
 	if h.Name != "" {
 		return h.Name
 	}

@@ -18,6 +18,7 @@ var (
 	ErrReadOnly             = errors.New("millrace: transaction is read-only")
 	ErrUnsupported          = errors.New("millrace: not supported")
 	ErrTransactionOpen      = errors.New("millrace: a transaction is open")
+	ErrPoolExhausted        = errors.New("millrace: no second connection for RequiresNew")
 	ErrHookOverrun          = errors.New("millrace: hook overran its deadline")
 	ErrHookExited           = errors.New("millrace: hook ended its goroutine")
 

@@ -44,6 +44,7 @@ func (o Options) check() error {
 type Settings struct {
 	CommitTimeout  time.Duration
 	ResolveTimeout time.Duration // 0: an Unknown outcome stays so
+	SecondTimeout  time.Duration // for RequiresNew to get its connection
 	HookTimeout    time.Duration
 	HooksTimeout   time.Duration
 	Async          *Crew

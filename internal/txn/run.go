@@ -175,7 +175,7 @@ func once(ctx context.Context, p Beginner, o Options, fn func(context.Context, *
 	if err != nil {
 		return Unknown, err
 	}
-	conn, err := p.Begin(ctx, o)
+	conn, err := begin(ctx, p, o)
 	if err != nil {
 		return RolledBack, err
 	}
@@ -197,6 +197,23 @@ func once(ctx context.Context, p Beginner, o Options, fn func(context.Context, *
 	}
 	returned = true
 	return t.end(ctx, err)
+}
+
+// begin waits for a connection as long as ctx lasts, but not while the caller holds another one: with enough such
+// callers nobody would ever give one back.
+func begin(ctx context.Context, p Beginner, o Options) (Conn, error) {
+	open, holds := From(ctx, p)
+	if !holds || open.Err() != nil {
+		return p.Begin(ctx, o)
+	}
+	limit := p.Settings().SecondTimeout
+	short, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	conn, err := p.Begin(short, o)
+	if err != nil && short.Err() != nil && ctx.Err() == nil {
+		return nil, fmt.Errorf("%w within %v, while the transaction around it holds the first: raise the pool's limit", ErrPoolExhausted, limit)
+	}
+	return conn, err
 }
 
 // end completes the transaction and runs what waits for it.

@@ -122,7 +122,7 @@ func statement(d Dialect, text string, word func(string)) string {
 		case c == ';':
 			return text[i+1:]
 		case c == '\'':
-			i += quoted(rest, c, d == MySQL || i > 0 && (text[i-1] == 'E' || text[i-1] == 'e'))
+			i += quoted(rest, c, d == MySQL || d == Postgres && escapes(text[:i]))
 		case c == '"' || c == '`':
 			n := quoted(rest, c, d == MySQL)
 			word(rest[:n])
@@ -155,6 +155,12 @@ func statement(d Dialect, text string, word func(string)) string {
 func wordByte(c byte) bool {
 	return c == '_' || c == '@' || c >= 0x80 ||
 		'0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+}
+
+// escapes tells whether before ends in the E of E'...', which is not that of LIKE'...'.
+func escapes(before string) bool {
+	n := len(before)
+	return n > 0 && (before[n-1] == 'E' || before[n-1] == 'e') && (n == 1 || !wordByte(before[n-2]) && before[n-2] != '$')
 }
 
 // quoted is the length of the quoted text at the start of s; a doubled quote does not end it.

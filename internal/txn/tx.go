@@ -357,7 +357,13 @@ func (t *Tx) drain(ctx context.Context) ([]Statement, error) {
 // ExecAll runs the statements one by one, with their checks.
 func ExecAll(ctx context.Context, q Querier, stmts []Statement) error {
 	for _, s := range stmts {
-		n, err := q.Exec(ctx, s.SQL, s.Args...)
+		var n int64
+		var err error
+		if s.Row != nil {
+			err = q.Query(ctx, s.SQL, s.Args, s.Row)
+		} else {
+			n, err = q.Exec(ctx, s.SQL, s.Args...)
+		}
 		if s.Check != nil {
 			err = s.Check(n, err)
 		}

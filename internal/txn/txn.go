@@ -47,6 +47,9 @@ type Statement struct {
 	// transaction fails with, or nil. Where COMMIT travels in the same round trip the server has
 	// already answered it: there Check is called only with an error, to name it.
 	Check func(rows int64, err error) error
+	// Row, if set, is called with the row that the statement returns. Where COMMIT travels in the same round trip
+	// that would be too late to be of use, and it is not called.
+	Row func(Scanner) error
 	// Alone makes Check decide before COMMIT is sent, also on a row count, at the price of a round trip.
 	Alone bool
 }

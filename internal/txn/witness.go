@@ -17,6 +17,7 @@ import (
 type witness struct {
 	id   string
 	sent time.Time // before COMMIT
+	xid  *string   // PostgreSQL's number of the transaction, if there was a round trip to learn it
 }
 
 const (
@@ -32,17 +33,21 @@ const (
 	longestPause   = 2 * time.Second
 )
 
-// newWitness returns the statement that writes the witness of t, or none if t does not have one.
-func (t *Tx) newWitness() (w witness, stmts []Statement) {
+// newWitness returns the statement that writes the witness of t, or nil if t does not have one.
+func (t *Tx) newWitness() (*witness, []Statement) {
 	if t.settings.ResolveTimeout == 0 || t.options.ReadOnly {
-		return witness{}, nil
+		return nil, nil
 	}
 	id, err := uuid.NewV7() // ordered by time, which keeps the index small in memory
 	if err != nil {
 		id = uuid.New()
 	}
-	w = witness{id: id.String(), sent: time.Now()}
-	return w, []Statement{{SQL: writeWitness[t.dialect], Args: []any{w.id}}}
+	w := &witness{id: id.String(), sent: time.Now()}
+	insert := Statement{SQL: writeWitness[t.dialect], Args: []any{w.id}}
+	if t.dialect == Postgres {
+		insert.Row = func(row Scanner) error { return row.Scan(&w.xid) }
+	}
+	return w, []Statement{insert}
 }
 
 // missingTable explains an error that is about the table of the witnesses. A driver that prepares several
@@ -55,15 +60,15 @@ func missingTable(err error) error {
 }
 
 var writeWitness = map[Dialect]string{
-	Postgres: `INSERT INTO millrace_witness (id, kind) VALUES ($1, 'W')`,
+	Postgres: `INSERT INTO millrace_witness (id, kind) VALUES ($1, 'W') RETURNING pg_current_xact_id()::text`,
 	MySQL:    `INSERT INTO millrace_witness (id, kind, created_at) VALUES (?, 'W', UTC_TIMESTAMP(6))`,
 	SQLite:   `INSERT INTO millrace_witness (id, kind, created_at) VALUES (?, 'W', unixepoch())`,
 }
 
 // resolve finds out what became of t when cause came instead of an answer to COMMIT. It goes on when
 // ctx has ended: the caller is waiting for the truth.
-func (t *Tx) resolve(ctx context.Context, w witness, cause error) (Outcome, error) {
-	if w.id == "" {
+func (t *Tx) resolve(ctx context.Context, w *witness, cause error) (Outcome, error) {
+	if w == nil {
 		return Unknown, &UnknownError{Cause: cause}
 	}
 	ctx, cancel := context.WithTimeout(Masked(context.WithoutCancel(ctx)), t.settings.ResolveTimeout)
@@ -89,7 +94,7 @@ func (t *Tx) resolve(ctx context.Context, w witness, cause error) (Outcome, erro
 
 // ask looks once, on another connection. Not all drivers heed the context on a network that swallows
 // everything, so it is a goroutine that waits. A tombstone that it writes later is as true then.
-func (t *Tx) ask(ctx context.Context, w witness) (Outcome, error) {
+func (t *Tx) ask(ctx context.Context, w *witness) (Outcome, error) {
 	type answer struct {
 		outcome Outcome
 		err     error
@@ -99,7 +104,7 @@ func (t *Tx) ask(ctx context.Context, w witness) (Outcome, error) {
 	go func() {
 		defer cancel()
 		var a answer
-		a.outcome, a.err = bury(ctx, t.pool, t.dialect, w)
+		a.outcome, a.err = find(ctx, t.pool, t.dialect, w)
 		answers <- a
 	}()
 	select {
@@ -115,9 +120,40 @@ func (t *Tx) ask(ctx context.Context, w witness) (Outcome, error) {
 	}
 }
 
+// find looks for what tells, and writes the tombstone where nothing does.
+func find(ctx context.Context, p Beginner, dialect Dialect, w *witness) (Outcome, error) {
+	if dialect == Postgres { // the others may show what is not committed yet
+		if outcome := look(ctx, p, w); outcome != Unknown {
+			return outcome, nil
+		}
+	}
+	return bury(ctx, p, dialect, w)
+}
+
+// look asks PostgreSQL without writing. A witness that can be seen has committed, and an aborted transaction will
+// never commit. All else tells nothing: a number that is in progress, too old, not known here yet, or said to have
+// committed where there is no witness. The last is another transaction's, after a failover that lost ours: numbers
+// are given again. A server in recovery may not have heard the end yet.
+func look(ctx context.Context, p Pool, w *witness) Outcome {
+	var kind *string
+	err := p.Query(ctx, lookForWitness, []any{w.id, w.xid}, func(row Scanner) error { return row.Scan(&kind) })
+	switch {
+	case err != nil || kind == nil:
+		return Unknown
+	case *kind == "W":
+		return Committed
+	case *kind == "T":
+		return RolledBack
+	}
+	return Unknown
+}
+
+const lookForWitness = `SELECT coalesce((SELECT kind::text FROM millrace_witness WHERE id = $1),
+	CASE WHEN NOT pg_is_in_recovery() AND pg_xact_status($2::text::xid8) = 'aborted' THEN 'T' END)`
+
 // bury writes the tombstone, or reads what is in its place. While the transaction is open its witness
 // is locked; that is an error, like everything that does not tell.
-func bury(ctx context.Context, p Beginner, dialect Dialect, w witness) (outcome Outcome, err error) {
+func bury(ctx context.Context, p Beginner, dialect Dialect, w *witness) (outcome Outcome, err error) {
 	options := Options{Isolation: sql.LevelReadCommitted, CommitTimeout: attemptTimeout}
 	if dialect == SQLite {
 		options.Isolation = sql.LevelDefault
@@ -155,12 +191,12 @@ func bury(ctx context.Context, p Beginner, dialect Dialect, w witness) (outcome 
 }
 
 // age is by the clock that is ahead: one stands still while the machine sleeps, one may be set back.
-func (w witness) age() time.Duration {
+func (w *witness) age() time.Duration {
 	return max(time.Since(w.sent), time.Now().Round(0).Sub(w.sent.Round(0)))
 }
 
 // dontWait keeps the tombstone from waiting long for a transaction that is still open.
-func dontWait(ctx context.Context, q Querier, dialect Dialect, w witness) (err error) {
+func dontWait(ctx context.Context, q Querier, dialect Dialect, w *witness) (err error) {
 	switch dialect {
 	case Postgres:
 		_, err = q.Exec(ctx, `SET LOCAL lock_timeout = '1s'`)

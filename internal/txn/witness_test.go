@@ -133,3 +133,91 @@ func TestPurgeDeletesTheOldAndKeepsTheYoung(t *testing.T) {
 		require.Equal(t, txn.Committed, outcome)
 	})
 }
+
+// postgres is a PostgreSQL with the table of witnesses.
+func postgres(t *testing.T, url string) (raw *sql.DB, p txn.Beginner) {
+	raw, err := sql.Open("pgx", url)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = raw.Close() })
+	db := millrace.SQL(raw)
+	require.NoError(t, millrace.Migrate(t.Context(), db, millrace.WitnessMigrations()))
+	return raw, db.TxnBeginner()
+}
+
+// witnessed begins a transaction that has written its witness.
+func witnessed(t *testing.T, raw *sql.DB) (tx *sql.Tx, id, xid string) {
+	tx, err := raw.BeginTx(t.Context(), nil)
+	require.NoError(t, err)
+	id = uuid.NewString()
+	require.NoError(t, tx.QueryRow(txn.WriteWitness(txn.Postgres), id).Scan(&xid))
+	return tx, id, xid
+}
+
+func tombstones(t *testing.T, raw *sql.DB) (n int) {
+	require.NoError(t, raw.QueryRow("SELECT COUNT(*) FROM millrace_witness WHERE kind = 'T'").Scan(&n))
+	return n
+}
+
+func TestPostgreSQLTellsTheEndOfATransactionWithoutATombstone(t *testing.T) {
+	t.Parallel()
+	raw, p := postgres(t, testenv.Postgres(t))
+	for want, end := range map[txn.Outcome]func(*sql.Tx) error{txn.Committed: (*sql.Tx).Commit, txn.RolledBack: (*sql.Tx).Rollback} {
+		tx, id, xid := witnessed(t, raw)
+		_, err := txn.Find(t.Context(), p, txn.Postgres, id, &xid)
+		require.Error(t, err, "it is open")
+		require.NoError(t, end(tx))
+		outcome, err := txn.Find(t.Context(), p, txn.Postgres, id, &xid)
+		require.NoError(t, err)
+		require.Equal(t, want, outcome)
+		require.Zero(t, tombstones(t, raw))
+	}
+}
+
+// Numbers of transactions are given again after a failover or a restored backup, and forgotten after long.
+func TestANumberThatProvesNothingIsLeftToTheTombstone(t *testing.T) {
+	t.Parallel()
+	raw, p := postgres(t, testenv.Postgres(t))
+	var others string
+	require.NoError(t, raw.QueryRow("SELECT pg_current_xact_id()::text").Scan(&others))
+	for name, xid := range map[string]string{
+		"committed by somebody else": others,
+		"not given yet":              "4611686018427387904",
+		"of long ago":                "3",
+		"nonsense":                   "nonsense",
+	} {
+		before := tombstones(t, raw)
+		id := uuid.NewString()
+		outcome, err := txn.Find(t.Context(), p, txn.Postgres, id, &xid)
+		require.NoError(t, err, name)
+		require.Equal(t, txn.RolledBack, outcome, name)
+		require.Equal(t, before+1, tombstones(t, raw), name)
+		outcome, err = txn.Find(t.Context(), p, txn.Postgres, id, &xid)
+		require.NoError(t, err, name)
+		require.Equal(t, txn.RolledBack, outcome, "%s: and so it stays", name)
+	}
+}
+
+func TestAServerInRecoveryTellsOnlyWhatIsFinal(t *testing.T) {
+	t.Parallel()
+	server := testenv.OwnPostgres(t)
+	raw, p := postgres(t, server.URL)
+	tx, committed, committedXid := witnessed(t, raw)
+	require.NoError(t, tx.Commit())
+	tx, aborted, abortedXid := witnessed(t, raw)
+	require.NoError(t, tx.Rollback())
+	var folder string
+	require.NoError(t, raw.QueryRow("SHOW data_directory").Scan(&folder))
+	_, err := raw.Exec("COPY (SELECT 1 WHERE false) TO '" + folder + "/standby.signal'")
+	require.NoError(t, err)
+	server.Restart()
+
+	raw, err = sql.Open("pgx", server.URL)
+	require.NoError(t, err)
+	defer raw.Close()
+	p = millrace.SQL(raw).TxnBeginner()
+	outcome, err := txn.Find(t.Context(), p, txn.Postgres, committed, &committedXid)
+	require.NoError(t, err)
+	require.Equal(t, txn.Committed, outcome, "what can be seen was committed")
+	_, err = txn.Find(t.Context(), p, txn.Postgres, aborted, &abortedXid)
+	require.Error(t, err, "the end of it may still be on its way")
+}

@@ -21,10 +21,12 @@ type Memory struct {
 	last     int64
 	rows     map[int64]*memoryRow
 	dead     []Dead
+	sent     []Sent
 	stops    map[memoryStop]int64
 	lanes    [outbox.Lanes]memoryLane
 	replicas map[string]memoryReplica
 	locked   map[int64]bool
+	pauses   map[memoryPause]bool
 	refused  int
 }
 
@@ -36,8 +38,12 @@ type Entry struct {
 	Body  []byte
 	Meta  map[string]string
 	Delay time.Duration // before it may be delivered
-	Lane  int           // of a message without a key
-	Err   error         // makes the row undecodable
+	// Schedule is the name by which it can be cancelled.
+	Schedule string
+	// After is what becomes of it when the broker has it: kept for an hour, or overdue after one.
+	After outbox.After
+	Lane  int   // of a message without a key
+	Err   error // makes the row undecodable
 }
 
 // Dead is a message that was parked.
@@ -46,13 +52,30 @@ type Dead struct {
 	Why outbox.Refused
 }
 
+// Sent is a message that the broker has and that is remembered.
+type Sent struct {
+	outbox.Row
+	After outbox.After
+	// Due is when a confirmation is overdue, Expires when it may be forgotten, in what time from now; 0
+	// for never.
+	Due, Expires time.Duration
+}
+
 type memoryRow struct {
 	outbox.Row
+	after     outbox.After
 	ready     bool
 	deliverAt time.Time
 	retryAt   time.Time
 	heldFor   string // destination whose stop holds it
 	held      bool
+	schedule  string
+	sending   bool
+}
+
+type memoryPause struct {
+	kind outbox.PauseKind
+	name string
 }
 
 type memoryStop struct {
@@ -69,6 +92,7 @@ type memoryLane struct {
 type memoryReplica struct {
 	beat    int64
 	expires time.Time
+	down    []string
 }
 
 // NewMemory returns an empty outbox. Its clock is time.Now, also in a synctest bubble.
@@ -78,6 +102,7 @@ func NewMemory() *Memory {
 		stops:    map[memoryStop]int64{},
 		replicas: map[string]memoryReplica{},
 		locked:   map[int64]bool{},
+		pauses:   map[memoryPause]bool{},
 	}
 }
 
@@ -123,7 +148,10 @@ func (m *Memory) insert(pos int64, e Entry) {
 		Row: outbox.Row{
 			Ref: outbox.Ref{Pos: pos, ID: e.ID}, Lane: lane, Topic: e.Topic, Key: e.Key, Size: size,
 			Metadata: maps.Clone(e.Meta), Payload: slices.Clone(e.Body), CreatedAt: now, Err: e.Err,
+			Cancellable: e.Schedule != "",
 		},
+		schedule:  e.Schedule,
+		after:     e.After,
 		ready:     e.Delay <= 0,
 		deliverAt: now.Add(e.Delay),
 	}
@@ -145,6 +173,13 @@ func (m *Memory) Dead() []Dead {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.dead)
+}
+
+// Sent returns the messages that the broker has and that are remembered.
+func (m *Memory) Sent() []Sent {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.sent)
 }
 
 // Refusals counts the refusals that were recorded.
@@ -199,7 +234,40 @@ func (m *Memory) Remove(pos int64) {
 
 // Harness makes the rules of this package applicable to it.
 func (m *Memory) Harness() Harness {
-	return Harness{Store: m, Insert: m.Insert, Waiting: m.Waiting, Dead: m.Dead, Evict: m.Evict, Remove: m.Remove, Lock: m.Lock}
+	return Harness{Store: m, Insert: m.Insert, Waiting: m.Waiting, Dead: m.Dead, Sent: m.Sent, Evict: m.Evict, Remove: m.Remove,
+		Pause: m.Pause, Resume: m.Resume, Cancel: m.Cancel, Lock: m.Lock}
+}
+
+// Pause keeps the messages of a topic, or to a destination, in the outbox until Resume.
+func (m *Memory) Pause(kind outbox.PauseKind, name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.pauses[memoryPause{kind, name}] = true
+}
+
+// Resume ends a pause.
+func (m *Memory) Resume(kind outbox.PauseKind, name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.pauses, memoryPause{kind, name})
+}
+
+// Cancel cancels the message that waits under a schedule name.
+func (m *Memory) Cancel(schedule string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	err := outbox.ErrNoSchedule
+	for pos, row := range m.rows {
+		switch {
+		case row.schedule != schedule:
+		case row.sending:
+			err = outbox.ErrTooLate
+		default:
+			delete(m.rows, pos)
+			return nil
+		}
+	}
+	return err
 }
 
 // Lock keeps a row locked, as an open foreign transaction does, until unlock is called.

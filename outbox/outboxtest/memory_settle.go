@@ -2,6 +2,7 @@ package outboxtest
 
 import (
 	"context"
+	"time"
 
 	"github.com/millrace-go/millrace/outbox"
 )
@@ -27,10 +28,21 @@ func (m *Memory) Settle(ctx context.Context, grants []outbox.Grant, rows []outbo
 			s.Gone = append(s.Gone, ref.Pos)
 		case held[row.Lane] && !m.locked[ref.Pos]:
 			delete(m.rows, ref.Pos)
+			m.remember(row)
 			s.Done = append(s.Done, ref.Pos)
 		}
 	}
 	return s, nil
+}
+
+// remember keeps a row that was sent, if it is to be.
+func (m *Memory) remember(row *memoryRow) {
+	switch row.after {
+	case outbox.Keep:
+		m.sent = append(m.sent, Sent{Row: row.Row, After: row.after, Expires: time.Hour})
+	case outbox.AwaitConfirmation:
+		m.sent = append(m.sent, Sent{Row: row.Row, After: row.after, Due: time.Hour})
+	}
 }
 
 // Attempt implements outbox.Store.

@@ -43,7 +43,7 @@ func (m *Memory) Renew(ctx context.Context, replica string, beat int64, lease ti
 	if !there || r.beat != beat {
 		return false, nil
 	}
-	m.replicas[replica] = memoryReplica{beat: beat + 1, expires: m.now().Add(lease)}
+	m.replicas[replica] = memoryReplica{beat: beat + 1, expires: m.now().Add(lease), down: slices.Clone(down)}
 	return true, nil
 }
 
@@ -90,6 +90,13 @@ func (m *Memory) Survey(ctx context.Context) (outbox.Survey, error) {
 	for _, r := range m.replicas {
 		if !r.expires.Before(m.now()) {
 			s.Replicas++
+			slices.Sort(r.down)
+			for _, name := range slices.Compact(r.down) {
+				if s.Down == nil {
+					s.Down = map[string]int{}
+				}
+				s.Down[name]++
+			}
 		}
 	}
 	for _, l := range m.lanes {
@@ -157,14 +164,20 @@ func (m *Memory) Topics(ctx context.Context) (outbox.Topics, error) {
 		return outbox.Topics{}, err
 	}
 	defer m.mu.Unlock()
-	var topics []string
+	var t outbox.Topics
 	for _, r := range m.rows {
-		if r.ready && !slices.Contains(topics, r.Topic) {
-			topics = append(topics, r.Topic)
+		if r.ready && !slices.Contains(t.Ready, r.Topic) && !m.pauses[memoryPause{outbox.PausedTopic, r.Topic}] {
+			t.Ready = append(t.Ready, r.Topic)
 		}
 	}
-	slices.Sort(topics)
-	return outbox.Topics{Ready: topics}, nil
+	for p := range m.pauses {
+		if p.kind == outbox.PausedDestination {
+			t.Paused = append(t.Paused, p.name)
+		}
+	}
+	slices.Sort(t.Ready)
+	slices.Sort(t.Paused)
+	return t, nil
 }
 
 // Mark implements outbox.Store.
@@ -175,7 +188,14 @@ func (m *Memory) Mark(ctx context.Context, grants []outbox.Grant, rows []outbox.
 	defer m.mu.Unlock()
 	var marked []int64
 	for _, r := range rows {
-		marked = append(marked, r.Pos)
+		row := m.rows[r.Pos]
+		if row == nil || row.ID != r.ID || row.schedule != "" && m.locked[r.Pos] {
+			continue
+		}
+		if slices.ContainsFunc(grants, func(g outbox.Grant) bool { return g.Lane == row.Lane && m.held(g) }) {
+			row.sending = true
+			marked = append(marked, r.Pos)
+		}
 	}
 	return marked, nil
 }

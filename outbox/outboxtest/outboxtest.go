@@ -20,18 +20,25 @@ type Harness struct {
 	Waiting func() []outbox.Row
 	// Dead returns the parked messages in the order in which they were parked.
 	Dead func() []Dead
+	// Sent returns the messages that are remembered after they were settled, in that order.
+	Sent func() []Sent
 	// Evict forgets a replica, as a sweep does when its lease has ended.
 	Evict func(replica string)
 	// Remove deletes a row, as an operator may.
 	Remove func(pos int64)
-	// Lock keeps a row locked, as an open foreign transaction does. Nil if the database has no locks
-	// of rows.
+	// Pause pauses a topic or a destination, Resume ends that.
+	Pause, Resume func(kind outbox.PauseKind, name string)
+	// Cancel cancels the message that waits under a schedule name, in a transaction of its own, and
+	// answers as Box.Cancel does.
+	Cancel func(schedule string) error
+	// Lock keeps a row locked, and its schedule name, as an open foreign transaction does. Nil if the
+	// database has no locks of rows.
 	Lock func(pos int64) (unlock func())
 }
 
 // Run runs the rules. Each gets an outbox of its own from open.
 func Run(t *testing.T, open func(t *testing.T) Harness) {
-	for _, group := range [][]rule{leaseRules, readRules, settleRules, refusalRules, stopRules, raceRules} {
+	for _, group := range [][]rule{leaseRules, readRules, pauseRules, markRules, settleRules, refusalRules, stopRules, raceRules} {
 		for _, r := range group {
 			t.Run(r.name, func(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

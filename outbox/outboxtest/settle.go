@@ -1,7 +1,9 @@
 package outboxtest
 
 import (
+	"bytes"
 	"slices"
+	"time"
 
 	"github.com/millrace-go/millrace/outbox"
 )
@@ -72,6 +74,44 @@ var settleRules = []rule{
 		pos := s.Insert(Entry{ID: "1", Topic: "orders", Lane: 1})
 		v := s.settle(map[int]outbox.Grant{2: held[2]}, ref(pos[0], "1"))
 		want(s, "done and gone", len(v.Done)+len(v.Gone), 0)
+		wantAll(s, "waiting", s.waiting(), pos)
+	}},
+	{"what is to be remembered is moved by the settle, whole, and the rest deleted", func(s *suite) {
+		held := s.holder("a")
+		body := bytes.Repeat([]byte{0, 1, 2, 255}, 5000)
+		pos := s.Insert(
+			Entry{ID: "1", Topic: "orders", Body: body},
+			Entry{ID: "2", Topic: "orders", Key: "k", Body: body, Meta: map[string]string{"m": "v"}, After: outbox.Keep},
+			Entry{ID: "3", Topic: "bills", Body: []byte("x"), After: outbox.AwaitConfirmation},
+			Entry{ID: "4", Topic: "orders", After: outbox.Keep})
+		want(s, "sent before the settle", len(s.Sent()), 0)
+		v := s.settle(held, ref(pos[0], "1"), ref(pos[1], "2"), ref(pos[2], "3"), ref(pos[3], "another id"))
+		wantAll(s, "done", v.Done, pos[:3])
+		wantAll(s, "waiting", s.waiting(), pos[3:])
+		sent := s.Sent()
+		slices.SortFunc(sent, func(a, b Sent) int { return int(a.Pos - b.Pos) })
+		want(s, "sent", len(sent), 2)
+		kept, awaiting := sent[0], sent[1]
+		want(s, "id", kept.ID, "2")
+		want(s, "position", kept.Pos, pos[1])
+		want(s, "lane", kept.Lane, outbox.Lane("k"))
+		want(s, "topic", kept.Topic, "orders")
+		want(s, "key", kept.Key, "k")
+		want(s, "metadata", kept.Metadata["m"], "v")
+		want(s, "payload is the same", bytes.Equal(kept.Payload, body), true)
+		want(s, "policy", kept.After, outbox.Keep)
+		want(s, "it is kept for an hour", kept.Expires > 50*time.Minute && kept.Expires <= time.Hour && kept.Due == 0, true)
+		want(s, "id", awaiting.ID, "3")
+		want(s, "policy", awaiting.After, outbox.AwaitConfirmation)
+		want(s, "it is overdue in an hour", awaiting.Due > 50*time.Minute && awaiting.Due <= time.Hour && awaiting.Expires == 0, true)
+		want(s, "gone", len(s.settle(held, ref(pos[1], "2")).Gone), 1)
+		want(s, "sent", len(s.Sent()), 2)
+	}},
+	{"a settle with an old epoch moves nothing", func(s *suite) {
+		old, _ := s.overtaken()
+		pos := s.Insert(Entry{ID: "1", Topic: "orders", After: outbox.Keep})
+		s.settle(old, ref(pos[0], "1"))
+		want(s, "sent", len(s.Sent()), 0)
 		wantAll(s, "waiting", s.waiting(), pos)
 	}},
 	{"a row that somebody else has locked is left for later", func(s *suite) {

@@ -1,5 +1,7 @@
 -- +goose Up
--- The outbox: a row is work to be done. Each statement may be run again.
+-- The outbox: a row is work to be done. keep says what happens when the broker has the message: 0 the row
+-- is deleted, 1 it is kept as sent for keep_us microseconds, 2 it is kept until the consumers confirmed,
+-- which is overdue after keep_us; plan is the policy of that moment. Each statement may be run again.
 -- A table prefix other than millrace_ is put in by replacing millrace_outbox, millrace_lanes and so on.
 
 CREATE TABLE IF NOT EXISTS millrace_schema (
@@ -21,8 +23,10 @@ CREATE TABLE IF NOT EXISTS millrace_outbox (
     due_at     timestamptz CHECK (isfinite(due_at)),
     held       text        COLLATE "C",
     attempts   integer     NOT NULL DEFAULT 0 CHECK (attempts >= 0),
-    sending    boolean     NOT NULL DEFAULT false,
     schedule   text        COLLATE "C" CHECK (octet_length(schedule) BETWEEN 1 AND 200),
+    keep       smallint    NOT NULL DEFAULT 0 CHECK (keep BETWEEN 0 AND 2),
+    keep_us    bigint      CHECK (keep_us >= 0),
+    plan       text,
     size       integer     NOT NULL DEFAULT 0 CHECK (size >= 0),
     metadata   text        NOT NULL DEFAULT '{}',
     payload    bytea       NOT NULL,
@@ -92,7 +96,31 @@ CREATE TABLE IF NOT EXISTS millrace_stops (
     PRIMARY KEY (lane, destination, order_key)
 );
 
--- Messages that were set aside, whole, with the reason.
+-- Names by which messages that wait can be cancelled or replaced.
+CREATE TABLE IF NOT EXISTS millrace_schedules (
+    name text COLLATE "C" PRIMARY KEY,
+    id   text COLLATE "C" NOT NULL CONSTRAINT millrace_schedules_id UNIQUE
+);
+
+-- Messages that had a name and for which it is too late: they are being sent.
+CREATE TABLE IF NOT EXISTS millrace_sending (
+    id   text COLLATE "C" PRIMARY KEY,
+    name text COLLATE "C" NOT NULL
+);
+
+CREATE INDEX IF NOT EXISTS millrace_sending_name ON millrace_sending (name);
+
+-- Topics and destinations to which nothing is to be sent now.
+CREATE TABLE IF NOT EXISTS millrace_pauses (
+    kind  text        NOT NULL CHECK (kind IN ('topic', 'destination')),
+    name  text        COLLATE "C" NOT NULL,
+    who   text        NOT NULL,
+    why   text        NOT NULL,
+    since timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (kind, name)
+);
+
+-- Messages that were set aside, whole, with the reason. Origin is the state in which they died.
 CREATE TABLE IF NOT EXISTS millrace_dead (
     seq         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     pos         bigint      NOT NULL,
@@ -100,10 +128,14 @@ CREATE TABLE IF NOT EXISTS millrace_dead (
     lane        smallint    NOT NULL,
     topic       text        COLLATE "C" NOT NULL,
     order_key   text        COLLATE "C" NOT NULL,
+    origin      text        NOT NULL DEFAULT 'waiting',
     destination text        NOT NULL,
     reason      text        NOT NULL,
     error       text        NOT NULL,
     attempts    integer     NOT NULL,
+    keep        smallint    NOT NULL DEFAULT 0,
+    keep_us     bigint,
+    plan        text,
     size        integer     NOT NULL,
     metadata    text        NOT NULL,
     payload     bytea       NOT NULL,
@@ -113,6 +145,82 @@ CREATE TABLE IF NOT EXISTS millrace_dead (
 
 CREATE INDEX IF NOT EXISTS millrace_dead_id ON millrace_dead (id);
 
+CREATE INDEX IF NOT EXISTS millrace_dead_topic ON millrace_dead (topic, seq);
+
 CREATE INDEX IF NOT EXISTS millrace_dead_died_at ON millrace_dead (died_at);
+
+-- Messages that the broker has and that are remembered. due_at is when the confirmation of one that
+-- waits for it (state sent, keep 2) is overdue, expires_at from when one is deleted; attempts counts how
+-- often it was sent.
+CREATE TABLE IF NOT EXISTS millrace_sent (
+    seq        bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    pos        bigint      NOT NULL,
+    id         text        COLLATE "C" NOT NULL,
+    lane       smallint    NOT NULL,
+    topic      text        COLLATE "C" NOT NULL,
+    order_key  text        COLLATE "C" NOT NULL,
+    state      text        NOT NULL DEFAULT 'sent' CHECK (state IN ('sent', 'done')),
+    attempts   integer     NOT NULL DEFAULT 1,
+    due_at     timestamptz,
+    expires_at timestamptz,
+    keep       smallint    NOT NULL,
+    keep_us    bigint      NOT NULL,
+    plan       text,
+    size       integer     NOT NULL,
+    metadata   text        NOT NULL,
+    payload    bytea       NOT NULL,
+    created_at timestamptz NOT NULL,
+    sent_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    done_at    timestamptz
+);
+
+CREATE INDEX IF NOT EXISTS millrace_sent_id ON millrace_sent (id);
+
+CREATE INDEX IF NOT EXISTS millrace_sent_due ON millrace_sent (lane, due_at) WHERE due_at IS NOT NULL;
+
+CREATE INDEX IF NOT EXISTS millrace_sent_expires ON millrace_sent (expires_at) WHERE expires_at IS NOT NULL;
+
+-- What consumer groups said about a message, whatever its state: it may overtake the settle.
+CREATE TABLE IF NOT EXISTS millrace_confirmations (
+    id      text        COLLATE "C" NOT NULL,
+    grp     text        COLLATE "C" NOT NULL,
+    outcome text        NOT NULL,
+    error   text        NOT NULL DEFAULT '',
+    at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (id, grp)
+);
+
+CREATE INDEX IF NOT EXISTS millrace_confirmations_at ON millrace_confirmations (at);
+
+CREATE INDEX IF NOT EXISTS millrace_confirmations_grp ON millrace_confirmations (grp, at);
+
+-- What happened to messages that did not go out at the first attempt.
+CREATE TABLE IF NOT EXISTS millrace_history (
+    seq         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id          text        COLLATE "C" NOT NULL,
+    at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    event       text        NOT NULL,
+    attempt     integer     NOT NULL DEFAULT 0,
+    destination text        NOT NULL DEFAULT '',
+    reason      text        NOT NULL DEFAULT '',
+    error       text        NOT NULL DEFAULT '',
+    who         text        NOT NULL DEFAULT ''
+);
+
+CREATE INDEX IF NOT EXISTS millrace_history_id ON millrace_history (id, seq);
+
+CREATE INDEX IF NOT EXISTS millrace_history_at ON millrace_history (at);
+
+-- What operators did, and why.
+CREATE TABLE IF NOT EXISTS millrace_audit (
+    seq      bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at       timestamptz NOT NULL DEFAULT clock_timestamp(),
+    who      text        NOT NULL,
+    why      text        NOT NULL,
+    action   text        NOT NULL,
+    target   text        NOT NULL,
+    affected bigint      NOT NULL DEFAULT 0,
+    finished boolean     NOT NULL DEFAULT false
+);
 
 INSERT INTO millrace_schema (part, version) VALUES ('millrace_outbox', 1) ON CONFLICT DO NOTHING;

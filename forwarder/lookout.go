@@ -1,0 +1,172 @@
+package forwarder
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+)
+
+// lookout is the one place from which all destinations look for messages: one question for all of them.
+type lookout struct {
+	turn  chan struct{} // taken while the store is asked
+	asked time.Time     // when the last answer was asked for; of who has the turn
+	now   signal        // look without waiting for the poll
+	found signal        // there was something: look again soon
+}
+
+func newLookout() lookout {
+	return lookout{turn: make(chan struct{}, 1), now: newSignal(), found: newSignal()}
+}
+
+// lookOut tells the pipelines to read: when a commit of this process signals it, when lanes came, and at the
+// latest after the poll interval, which doubles as long as nothing comes.
+func (s *session) lookOut(ctx context.Context) error {
+	poll := s.cfg.PollInterval
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for due := time.Now(); ; timer.Reset(time.Until(due)) {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.wake.C():
+			if !s.mine(s.wake.Take()) {
+				continue
+			}
+			s.awaken()
+			poll = s.cfg.PollInterval
+			due = earlier(due, time.Now().Add(poll))
+			continue
+		case <-s.look.found:
+			poll = s.cfg.PollInterval
+			due = earlier(due, time.Now().Add(poll))
+			continue
+		case <-s.look.now:
+			poll = s.cfg.PollInterval
+		case <-timer.C:
+		}
+		err := s.refresh(ctx, time.Now(), nil)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			poll = s.cfg.PollInterval
+		}
+		due = time.Now().Add(poll)
+		poll = min(2*poll, s.cfg.MaxPollInterval)
+		s.mu.Lock()
+		for _, p := range s.pipes {
+			if len(p.topics) > 0 {
+				p.readWork.set()
+			}
+		}
+		s.mu.Unlock()
+	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// mine reports whether one of the lanes is held by this replica.
+func (s *session) mine(lanes uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for number := range s.held() {
+		if lanes&(1<<number) != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// awaken lets every pipeline read: one of them has something new, and nobody knows which.
+func (s *session) awaken() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.pipes {
+		p.woken = true
+		p.readWork.set()
+	}
+}
+
+// refresh asks which topics have something to read, unless somebody did so after the given time, and tells
+// the pipelines that have a new one; but not the one that asks.
+func (s *session) refresh(ctx context.Context, after time.Time, asker *pipeline) error {
+	select {
+	case s.look.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-s.look.turn }()
+	if s.look.asked.After(after) {
+		return nil
+	}
+	s.mu.Lock()
+	rounds := make([]int, len(s.pipes))
+	for i, p := range s.pipes {
+		rounds[i] = p.win.beginRound()
+	}
+	s.mu.Unlock()
+	asked := time.Now()
+	call, cancel := context.WithTimeout(ctx, s.storeTimeout())
+	defer cancel()
+	topics, err := s.store.Topics(call)
+	s.readFailed(ctx, "the list of topics", err)
+	if err != nil {
+		return err
+	}
+	s.look.asked = asked
+	dropped := make([][]*item, len(s.pipes))
+	s.mu.Lock()
+	for i, names := range s.f.table.split(topics.Ready) {
+		p := s.pipes[i]
+		p.paused = slices.Contains(topics.Paused, p.dest.name)
+		if p.paused {
+			names = nil
+		}
+		news := slices.ContainsFunc(names, func(name string) bool { return !slices.Contains(p.topics, name) })
+		p.topics = names
+		if dropped[i] = p.win.endRound(rounds[i], names); p.win.hungry && p != asker {
+			p.readWork.set()
+		}
+		if len(p.win.desk) > 0 {
+			s.clerkWork.set()
+		}
+		if news {
+			if p.news++; p != asker {
+				p.readWork.set()
+			}
+		}
+	}
+	s.mu.Unlock()
+	for i, p := range s.pipes {
+		s.f.told.dropped(ctx, p.batch(dropped[i]), DropPaused)
+	}
+	return nil
+}
+
+// readFailed logs that looking for messages has begun to fail, or works again.
+func (s *session) readFailed(ctx context.Context, what string, err error) {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return
+	}
+	s.mu.Lock()
+	before := len(s.readErrs)
+	if err != nil {
+		s.readErrs[what] = err
+	} else {
+		delete(s.readErrs, what)
+	}
+	now := len(s.readErrs)
+	s.mu.Unlock()
+	switch {
+	case before == 0 && now > 0:
+		s.log.WarnContext(ctx, "outbox not read, trying on", "error", err)
+	case before > 0 && now == 0:
+		s.log.InfoContext(ctx, "outbox read again")
+	}
+}

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// backlogCase is a drain of an outbox in which very much waits: what it costs to have a backlog.
+func backlogName(sc scale) string { return fmt.Sprintf("backlog/%dk", sc.huge/1000) }
+
+func backlogCases(sc scale) []benchCase {
+	d := drain{n: sc.huge, broker: streams}
+	c := benchCase{
+		name: backlogName(sc), title: fmt.Sprintf("%d messages waiting, to Redis", sc.huge), explain: backlogExplained, rounds: 1,
+		columns: append(slices.Clone(drainColumns), column{"slowest tenth, % of the fastest", extra("flat"), 0}),
+	}
+	c.contenders = []contender{{millraceName, func(ctx context.Context, b *bench, round int) (Sample, error) {
+		p := params{Task: "drain-millrace", N: d.n, Cutoff: 4 * b.scale.patience(false), Profile: profileFile(b.profiles, c.name, millraceName, round)}
+		return d.measure(ctx, b, p, "millrace")
+	}}}
+	return []benchCase{c}
+}
+
+// flatness looks at how much was moved in each tenth of the time.
+type flatness struct {
+	begun time.Time
+	at    []time.Duration
+	moved []int
+}
+
+func (f *flatness) note(moved int) {
+	if f.begun.IsZero() {
+		f.begun = time.Now()
+	}
+	f.at, f.moved = append(f.at, time.Since(f.begun)), append(f.moved, moved)
+}
+
+// percent is the slowest tenth's rate in percent of the fastest one's. The first tenth holds the start
+// and is left out.
+func (f *flatness) percent() float64 {
+	if len(f.at) < 100 {
+		return 100
+	}
+	total := f.at[len(f.at)-1]
+	var rates []float64
+	last, lastAt, next := 0, time.Duration(0), 1
+	for i, at := range f.at {
+		if at >= total*time.Duration(next)/10 {
+			rates = append(rates, float64(f.moved[i]-last)/(at-lastAt).Seconds())
+			last, lastAt = f.moved[i], at
+			next++
+		}
+	}
+	rates = rates[1:]
+	return slices.Min(rates) / slices.Max(rates) * 100
+}

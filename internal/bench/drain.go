@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-go/millrace/internal/testenv/servers"
+)
+
+// drain empties an outbox on PostgreSQL that holds n messages into a broker that nobody consumes from.
+type drain struct {
+	n         int
+	broker    string
+	keys      int
+	roundTrip time.Duration
+}
+
+func (d drain) name() string {
+	name := fmt.Sprintf("drain/%dk/%s", d.n/1000, d.broker)
+	if d.n < 1000 {
+		name = fmt.Sprintf("drain/%d/%s", d.n, d.broker)
+	}
+	switch {
+	case d.keys > 0:
+		name += fmt.Sprintf("/%d-keys", d.keys)
+	case d.roundTrip > 0:
+		name += "/" + d.roundTrip.String()
+	}
+	return name
+}
+
+// Participants of a drain.
+const (
+	millraceName = "millrace"
+	stockName    = "watermill"
+	tunedName    = "watermill, tuned"
+	oagudoName   = "oagudo/outbox, tuned"
+	rawName      = "limit: broker alone"
+	rawDBName    = "limit: database alone"
+)
+
+func (d drain) contender(name string) contender {
+	p := params{N: d.n}
+	var source string
+	switch name {
+	case millraceName:
+		p.Task, source = "drain-millrace", "millrace"
+	case stockName:
+		p.Task, source = "drain-stock", "stock"
+	case tunedName:
+		p.Task, source, p.Tuned = "drain-stock", "stock", true
+	case oagudoName:
+		p.Task, source = "drain-oagudo", "oagudo"
+	case rawName:
+		p.Task = "raw-broker"
+	case rawDBName:
+		p.Task, source = "raw-database", "millrace"
+	}
+	return contender{name, func(ctx context.Context, b *bench, round int) (Sample, error) {
+		p := p
+		p.Cutoff = b.scale.patience(source == "stock")
+		p.Profile = profileFile(b.profiles, d.name(), name, round)
+		return d.measure(ctx, b, p, source)
+	}}
+}
+
+func (d drain) measure(ctx context.Context, b *bench, p params, source string) (Sample, error) {
+	if source != "" {
+		done, err := d.prepare(ctx, b, &p, source)
+		if err != nil {
+			return Sample{}, err
+		}
+		defer done()
+	}
+	var end func() (int, error)
+	var err error
+	if p.Broker, end, err = b.place(ctx, d.broker, d.roundTrip); err != nil {
+		return Sample{}, err
+	}
+	s, err := b.measureChild(ctx, p)
+
+	held, gone := end()
+	if p.Task != "raw-database" {
+		gone = checkHeld(s, held, gone)
+	}
+	return s, errors.Join(err, gone)
+}
+
+// prepare gives the run a database of its own that holds the messages.
+func (d drain) prepare(ctx context.Context, b *bench, p *params, source string) (func(), error) {
+	key := fmt.Sprintf("%s/%d/%d", source, d.n, d.keys)
+	template, err := b.template(ctx, key, func(ctx context.Context, at database) error {
+		switch source {
+		case "stock":
+			return fillStock(ctx, at, topic, d.n)
+		case "oagudo":
+			return fillOagudo(ctx, at, d.n)
+		}
+		return fillOurs(ctx, at, topic, d.n, d.keys)
+	})
+	if err != nil {
+		return nil, err
+	}
+	name, address, err := b.fleet.clone(ctx, template)
+	if err != nil {
+		return nil, err
+	}
+	p.DB.Kind = servers.Postgres
+	p.DB.URL, err = b.fleet.slow(address, d.roundTrip)
+	return func() { _ = b.fleet.drop(context.WithoutCancel(ctx), name) }, err
+}
+
+func vacuum(ctx context.Context, address string) error {
+	conn, err := pgx.Connect(ctx, address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	_, err = conn.Exec(ctx, "VACUUM ANALYZE")
+	return err
+}
+
+var drainColumns = []column{
+	{"msg/s", rate, 0},
+	{"own CPU µs/msg", cpuPerMessage, 1},
+	{"PostgreSQL µs/msg", serverPerMessage("postgres"), 1},
+	{"MariaDB µs/msg", serverPerMessage("mariadb"), 1},
+	{"RabbitMQ µs/msg", serverPerMessage("rabbitmq"), 1},
+	{"Redis µs/msg", serverPerMessage("redis"), 1},
+	{"RSS MB", rssMB, 0},
+}
+
+// drainCases are the drains of PostgreSQL.
+func drainCases(sc scale) []benchCase {
+	const roundTrip = 2 * time.Millisecond
+	var all []benchCase
+	add := func(d drain, title, explain string, who ...string) {
+		c := benchCase{name: d.name(), title: title, explain: explain, columns: drainColumns}
+		for _, name := range who {
+			c.contenders = append(c.contenders, d.contender(name))
+		}
+		all = append(all, c)
+	}
+	for _, to := range []string{classic, quorum, streams} {
+		who := []string{millraceName, stockName, tunedName, oagudoName, rawName}
+		if to == quorum && !sc.extras {
+			who = []string{millraceName, rawName}
+		}
+		if to == streams {
+			who = append(who, rawDBName)
+		}
+		add(drain{n: sc.small, broker: to}, fmt.Sprintf("Drain of %d messages to %s", sc.small, to), drainExplained[to], who...)
+	}
+	for _, to := range []string{classic, quorum, streams} {
+		if to == quorum && !sc.extras {
+			continue
+		}
+		add(drain{n: sc.large, broker: to}, fmt.Sprintf("Drain of %d messages to %s", sc.large, to), largeExplained,
+			millraceName, stockName)
+	}
+	for _, to := range []string{classic, streams} {
+		who := []string{millraceName, stockName}
+		if sc.extras {
+			who = append(who, tunedName)
+		}
+		add(drain{n: sc.small, broker: to, roundTrip: roundTrip},
+			fmt.Sprintf("Drain of %d messages to %s, each round trip 2 ms", sc.small, to), slowExplained, who...)
+	}
+	for _, keys := range []int{sc.keys, sc.few} {
+		for _, to := range []string{classic, quorum, streams} {
+			if to == quorum && !sc.extras {
+				continue
+			}
+			add(drain{n: sc.small, broker: to, keys: keys},
+				fmt.Sprintf("Drain of %d messages of %d keys to %s", sc.small, keys, to), keysExplained, millraceName)
+		}
+	}
+	return all
+}

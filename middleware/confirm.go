@@ -1,0 +1,131 @@
+package middleware
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/millrace-go/millrace/internal/confirmation"
+	"github.com/millrace-go/millrace/internal/delivery"
+	"github.com/millrace-go/millrace/internal/meta"
+)
+
+// ConfirmConfig is the configuration of Confirm. Group and Publisher are required.
+type ConfirmConfig struct {
+	// Group is the name of this consumer group, as the producer's policy has it.
+	Group string
+	// Publisher sends confirmations to the broker. It has to return nil only when one is stored there. One
+	// that sends many messages at once, as those of broker/rabbitmq and broker/redisstreams do, is given
+	// the confirmations of messages that end at the same time together.
+	Publisher message.Publisher
+	// Outbox, if set, takes the confirmation in the transaction of a handler under Transactional:
+	// outbox.Box.Publisher. Without it, or without a transaction, the Publisher has it right after.
+	Outbox message.Publisher
+	// Topic is where confirmations go. Default: where each message says.
+	Topic string
+	// Timeout is how long a confirmation may take. Default 10 s.
+	Timeout time.Duration
+	// Logger receives what goes wrong, ids only. Default: none.
+	Logger *slog.Logger
+}
+
+// Confirm tells the producer that this group is done with a message, if the message asks for it: one
+// whose topic has the policy outbox.AwaitConfirmation. Others pass untouched.
+//
+// It confirms when the handler has succeeded, and again for each copy of a message that was done
+// before: the earlier word may be lost. If it cannot, the message is nacked, and confirmed when it comes
+// back; so Idempotent or Transactional belongs inside of it. When the message was given up for good,
+// the producer hears that it failed.
+func Confirm(cfg ConfirmConfig) (message.HandlerMiddleware, error) {
+	orDefault(&cfg.Timeout, 10*time.Second)
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	c := &confirmer{cfg: cfg, batches: confirmBatches{pub: cfg.Publisher}}
+	return func(next message.HandlerFunc) message.HandlerFunc {
+		return func(msg *message.Message) ([]*message.Message, error) {
+			topic := msg.Metadata[meta.Confirm]
+			if topic == "" {
+				return next(msg)
+			}
+			if cfg.Topic != "" {
+				topic = cfg.Topic
+			}
+			return delivery.Run(msg, func(rec *delivery.Record) ([]*message.Message, error) {
+				return c.handle(msg, topic, rec, next)
+			})
+		}
+	}, nil
+}
+
+func (c ConfirmConfig) check() error {
+	var errs []error
+	if _, err := (confirmation.Confirmation{ID: "any", Group: c.Group, Outcome: confirmation.Done}).Message(); err != nil {
+		errs = append(errs, fmt.Errorf("middleware: Confirm: Group %q: want 1 to 100 bytes of text", c.Group))
+	}
+	if c.Publisher == nil {
+		errs = append(errs, errors.New("middleware: Confirm: no Publisher"))
+	}
+	if c.Timeout < 0 {
+		errs = append(errs, fmt.Errorf("middleware: Confirm: Timeout %s is negative", c.Timeout))
+	}
+	return errors.Join(errs...)
+}
+
+type confirmer struct {
+	cfg     ConfirmConfig
+	batches confirmBatches
+}
+
+func (c *confirmer) handle(msg *message.Message, topic string, rec *delivery.Record, next message.HandlerFunc) ([]*message.Message, error) {
+	ctx, id := msg.Context(), msg.UUID // the handler may change the message
+	if c.cfg.Outbox != nil {
+		rec.Within(func(tx context.Context) error {
+			said, err := c.word(id, confirmation.Done, "")
+			if err != nil {
+				return err
+			}
+			said.SetContext(tx)
+			return c.cfg.Outbox.Publish(topic, said)
+		})
+	}
+	rec.AtEnd(func(o delivery.Outcome) {
+		if o == delivery.Poisoned {
+			if err := c.tell(ctx, topic, id, confirmation.Failed, "poisoned"); err != nil {
+				c.cfg.Logger.WarnContext(ctx, "the producer was not told that a message failed", "message_id", id, "error", err)
+			}
+		}
+	})
+	out, err := next(msg)
+	if err = rec.Judge(err); err != nil || rec.Outcome() != delivery.Done || rec.Committed() {
+		return out, err
+	}
+	if err := c.tell(ctx, topic, id, confirmation.Done, ""); err != nil {
+		rec.Set(delivery.Failed)
+		return nil, postponed(fmt.Errorf("middleware: Confirm: %w", err), refusedDelay)
+	}
+	return out, nil
+}
+
+func (c *confirmer) word(id string, outcome confirmation.Outcome, reason string) (*message.Message, error) {
+	return confirmation.Confirmation{ID: id, Group: c.cfg.Group, Outcome: outcome, Reason: reason, At: time.Now().UTC()}.Message()
+}
+
+// tell sends a confirmation, also when ctx has ended: the message has been handled.
+func (c *confirmer) tell(ctx context.Context, topic, id string, outcome confirmation.Outcome, reason string) error {
+	said, err := c.word(id, outcome, reason)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.Timeout)
+	defer cancel()
+	said.SetContext(ctx)
+	return c.batches.publish(ctx, topic, said)
+}

@@ -1,0 +1,224 @@
+package middleware_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/stretchr/testify/require"
+
+	"github.com/millrace-go/millrace/dedup"
+	"github.com/millrace-go/millrace/internal/confirmation"
+	"github.com/millrace-go/millrace/internal/meta"
+	"github.com/millrace-go/millrace/internal/testenv"
+	"github.com/millrace-go/millrace/middleware"
+)
+
+const words = "orders.confirmations"
+
+// asking is a message whose producer waits for confirmations.
+func asking(t testing.TB, id string) *message.Message {
+	m := delivery(t.Context(), id, "payload")
+	m.Metadata[meta.Confirm] = words
+	return m
+}
+
+// said lists what was confirmed, as "outcome of message by group".
+func said(t testing.TB, msgs []*message.Message) (all []string) {
+	t.Helper()
+	for _, m := range msgs {
+		c, err := confirmation.Parse(m.Payload)
+		require.NoError(t, err)
+		all = append(all, fmt.Sprintf("%s %s by %s", c.ID, c.Outcome, c.Group))
+	}
+	return all
+}
+
+func works(*message.Message) ([]*message.Message, error) { return nil, nil }
+func fails(*message.Message) ([]*message.Message, error) { return nil, errHandler }
+
+func TestAMessageIsConfirmedWhenItsHandlerHasSucceeded(t *testing.T) {
+	t.Parallel()
+	pub := &memoryPublisher{}
+	confirm := must(t)(middleware.Confirm(middleware.ConfirmConfig{Group: "billing", Publisher: pub}))
+	_, err := chain(fails, confirm)(asking(t, "m"))
+	require.ErrorIs(t, err, errHandler)
+	require.Empty(t, pub.on(words))
+
+	_, err = chain(works, confirm)(asking(t, "m"))
+	require.NoError(t, err)
+	require.Equal(t, []string{"m done by billing"}, said(t, pub.on(words)))
+
+	_, err = chain(works, confirm)(delivery(t.Context(), "nobody asked", ""))
+	require.NoError(t, err)
+	require.Len(t, pub.on(words), 1)
+
+	other := must(t)(middleware.Confirm(middleware.ConfirmConfig{Group: "billing", Publisher: pub, Topic: "mine"}))
+	_, err = chain(works, other)(asking(t, "n"))
+	require.NoError(t, err)
+	require.Len(t, pub.on("mine"), 1)
+}
+
+func TestAnUnconfirmedMessageIsNackedAndConfirmedWithoutItsHandlerLater(t *testing.T) {
+	t.Parallel()
+	pub := &memoryPublisher{down: true}
+	runs := 0
+	h := chain(func(*message.Message) ([]*message.Message, error) { runs++; return nil, nil },
+		must(t)(middleware.PoisonQueue(middleware.PoisonConfig{Publisher: pub, Topic: "poison"})),
+		must(t)(middleware.Confirm(middleware.ConfirmConfig{Group: "billing", Publisher: pub})),
+		must(t)(middleware.Idempotent(new(dedup.Memory), middleware.IdempotentConfig{Consumer: "billing"})))
+	_, err := h(asking(t, "m"))
+	require.ErrorIs(t, err, errDown)
+	pub.mu.Lock()
+	pub.down = false
+	pub.mu.Unlock()
+	for range 2 {
+		_, err = h(asking(t, "m"))
+		require.NoError(t, err)
+	}
+	require.Equal(t, 1, runs)
+	require.Empty(t, pub.on("poison"), "an outage says nothing about the message")
+	require.Equal(t, []string{"m done by billing", "m done by billing"}, said(t, pub.on(words)), "a duplicate confirms again")
+}
+
+func TestTheProducerHearsOfAMessageThatWasGivenUp(t *testing.T) {
+	t.Parallel()
+	pub := &memoryPublisher{}
+	h := chain(fails,
+		must(t)(middleware.PoisonQueue(middleware.PoisonConfig{Publisher: pub, Topic: "poison"})),
+		must(t)(middleware.Confirm(middleware.ConfirmConfig{Group: "billing", Publisher: pub})),
+		must(t)(middleware.Idempotent(new(dedup.Memory), middleware.IdempotentConfig{Consumer: "billing"})))
+	_, err := h(asking(t, "m"))
+	require.NoError(t, err)
+	require.Len(t, pub.on("poison"), 1)
+	require.Equal(t, []string{"m failed by billing"}, said(t, pub.on(words)))
+}
+
+func TestAConfirmationIsCommittedWithItsEffectOrNotAtAll(t *testing.T) {
+	t.Parallel()
+	for name, open := range map[string]func(t testing.TB) *database{
+		"postgres": func(t testing.TB) *database { return openDatabase(t, "pgx", testenv.Postgres(t)) },
+		"mariadb":  func(t testing.TB) *database { return openDatabase(t, "mysql", testenv.MariaDB(t)) },
+		"sqlite":   sqliteDatabase,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := open(t)
+			pub := &memoryPublisher{}
+			fail := true
+			h := chain(func(msg *message.Message) ([]*message.Message, error) {
+				if err := d.effect(msg.Context(), msg.UUID); err != nil || fail {
+					return nil, errHandler
+				}
+				return nil, nil
+			},
+				must(t)(middleware.Confirm(middleware.ConfirmConfig{Group: "billing", Publisher: pub, Outbox: d.box.Publisher()})),
+				must(t)(middleware.Transactional(d.db, d.inbox, middleware.TransactionalConfig{Consumer: "billing"})))
+			confirmed := func() int {
+				return d.count(t, `SELECT count(*) FROM millrace_outbox WHERE topic = '`+words+`'`)
+			}
+			_, err := h(asking(t, "m"))
+			require.ErrorIs(t, err, errHandler)
+			require.Zero(t, confirmed())
+
+			fail = false
+			_, err = h(asking(t, "m"))
+			require.NoError(t, err)
+			require.Equal(t, 1, confirmed())
+			require.Empty(t, pub.on(words))
+
+			_, err = h(asking(t, "m"))
+			require.NoError(t, err)
+			require.Equal(t, 1, d.count(t, `SELECT count(*) FROM effects`))
+			require.Equal(t, []string{"m done by billing"}, said(t, pub.on(words)), "a duplicate confirms again, directly")
+		})
+	}
+}
+
+// slowBatches is a publisher of batches that waits before it answers.
+type slowBatches struct {
+	memoryPublisher
+	gate  chan struct{}
+	mu    sync.Mutex
+	calls int
+}
+
+func (s *slowBatches) PublishBatch(ctx context.Context, topics []string, msgs []*message.Message) []error {
+	s.mu.Lock()
+	s.calls++
+	s.mu.Unlock()
+	<-s.gate
+	errs := make([]error, len(msgs))
+	for i := range msgs {
+		if msgs[i].Context().Value(failing{}) == "yes" {
+			errs[i] = errDown
+		}
+	}
+	return errs
+}
+
+type failing struct{}
+
+func TestConfirmationsOfMessagesThatEndTogetherShareCalls(t *testing.T) {
+	t.Parallel()
+	pub := &slowBatches{gate: make(chan struct{})}
+	h := chain(works, must(t)(middleware.Confirm(middleware.ConfirmConfig{Group: "billing", Publisher: pub})))
+	const messages = 200
+	var group sync.WaitGroup
+	errs := make([]error, messages)
+	for i := range messages {
+		group.Go(func() {
+			fail := map[bool]string{true: "yes", false: "no"}[i%2 == 0]
+			m := asking(t, fmt.Sprint(i))
+			m.SetContext(context.WithValue(t.Context(), failing{}, fail))
+			_, errs[i] = h(m)
+		})
+	}
+	close(pub.gate)
+	group.Wait()
+	for i, err := range errs {
+		if i%2 == 0 {
+			require.ErrorIs(t, err, errDown, "each has its own answer")
+		} else {
+			require.NoError(t, err)
+		}
+	}
+
+	// While the first calls are under way, all others gather into one.
+	pub.gate, pub.calls = make(chan struct{}), 0
+	for range messages {
+		group.Go(func() {
+			m := asking(t, "m")
+			m.SetContext(context.WithValue(t.Context(), failing{}, "no"))
+			_, _ = h(m)
+		})
+	}
+	testenv.Eventually(t, 30*time.Second, "two calls are under way", func() bool {
+		pub.mu.Lock()
+		defer pub.mu.Unlock()
+		return pub.calls == 2
+	})
+	close(pub.gate)
+	group.Wait()
+	require.Less(t, pub.calls, messages)
+}
+
+func TestAConfirmationThatTakesTooLongIsGivenUp(t *testing.T) {
+	t.Parallel()
+	pub := &slowBatches{gate: make(chan struct{})}
+	defer close(pub.gate)
+	h := chain(works, must(t)(middleware.Confirm(middleware.ConfirmConfig{Group: "billing", Publisher: pub, Timeout: 10 * time.Millisecond})))
+	_, err := h(asking(t, "m"))
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+}
+
+func TestConfirmReportsWhatIsWrongWithItsConfiguration(t *testing.T) {
+	t.Parallel()
+	_, err := middleware.Confirm(middleware.ConfirmConfig{Timeout: -1})
+	for _, want := range []string{"Group", "Publisher", "Timeout"} {
+		require.ErrorContains(t, err, want)
+	}
+}

@@ -1,0 +1,88 @@
+package half
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/millrace-go/millrace"
+	"github.com/millrace-go/millrace/internal/fault"
+	"github.com/millrace-go/millrace/internal/txn"
+)
+
+// Do stores msg, runs fn, and lets the message go if fn returns nil. A crash at any point leaves it to
+// the check-back.
+//
+// An error of fn does not prove that nothing was done: an answer may have been lost. So the message is
+// left to the check-back, too, unless the error says that it is definite; see NothingDone. Once fn
+// returned nil, so does Do: what then cannot be stored is found by the check-back.
+//
+// The topic needs a checker. Where fn is a transaction of a SQL database, InTx needs none.
+func (m *Messages) Do(ctx context.Context, topic string, msg *message.Message, fn func(ctx context.Context) error) error {
+	if err := m.Prepare(ctx, topic, msg); err != nil {
+		return err
+	}
+	err := fn(ctx)
+	fault.Point("half.after_local")
+	return m.finish(ctx, msg.UUID, err, errors.As(err, new(*nothingDone)))
+}
+
+// InTx stores msg, runs fn in a transaction of db whose first write is the witness, and lets the message go
+// if that commits. Nobody has to write a checker. A crash at any point leaves the message to the
+// check-back: it is sent if, and only if, the transaction committed.
+//
+// db is one of Config.Witnesses and not the outbox's. Options are those of millrace.InTx, and so are the
+// errors; Retries runs fn again. It is refused inside of a transaction of db, which would end later.
+func InTx[T any](ctx context.Context, m *Messages, db millrace.TxDB[T], topic string, msg *message.Message,
+	fn func(ctx context.Context, tx T) error, options ...millrace.TxOption,
+) error {
+	if _, open := txn.From(ctx, db.TxnPool()); open {
+		return fmt.Errorf("half: %w: it would decide about the message later", millrace.ErrTransactionOpen)
+	}
+	w, err := m.PrepareWitnessed(ctx, db, topic, msg)
+	if err != nil {
+		return err
+	}
+	err = millrace.InTx(ctx, db, func(ctx context.Context, tx T) error {
+		if err := w.Write(ctx); err != nil {
+			return err
+		}
+		return fn(ctx, tx)
+	}, options...)
+	fault.Point("half.after_local")
+	return m.finish(ctx, msg.UUID, err, err != nil && !errors.As(err, new(*millrace.UnknownOutcomeError)))
+}
+
+// finish decides about the message, if it can be decided. Whatever becomes of that, the caller hears
+// what became of its own work.
+func (m *Messages) finish(ctx context.Context, id string, err error, definite bool) error {
+	ctx = context.WithoutCancel(ctx)
+	ctx, cancel := context.WithTimeout(ctx, m.cfg.CheckTimeout)
+	defer cancel()
+	var left error
+	switch {
+	case err == nil:
+		left = m.Commit(ctx, id)
+	case definite:
+		left = m.Rollback(ctx, id)
+	}
+	if left != nil {
+		m.log.WarnContext(ctx, "half message left to the check-back", "id", id, "error", left)
+	}
+	return err
+}
+
+// NothingDone marks an error of a local transaction as definite: nothing of it remains, and it can never
+// commit. Do then drops the message at once.
+func NothingDone(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &nothingDone{err}
+}
+
+type nothingDone struct{ error }
+
+func (e *nothingDone) Unwrap() error { return e.error }
