@@ -38,6 +38,11 @@ test-full: export MILLRACE_TEST_FULL := 1
 test-full: ## the same with all repetitions: an hour
 	@$(MAKE) test TEST_TIMEOUT=60m
 
+DURATION ?= 10m
+.PHONY: soak
+soak: deps $(TOOLS) ## random faults together for a while: make soak DURATION=10m
+	@MILLRACE_SOAK=$(DURATION) exec bin/withservers -only rabbitmq -- go test -race -count=1 -v -timeout 0 -run TestRandomFaultsTogetherLoseNothing ./forwarder
+
 .PHONY: demo
 demo: ## an order service whose forwarder is killed while it works; DB=postgres://… BROKER=amqp://…|redis://… DEDUP=redis://…
 	@cd examples && exec go run ./demo -db "$(DB)" -broker "$(BROKER)" -dedup "$(DEDUP)"

@@ -153,20 +153,25 @@ func TestAHookCostsAtMostEightAllocations(t *testing.T) {
 	t.Cleanup(func() { _ = db.Close() })
 	db.SetMaxOpenConns(1)
 	mdb := millrace.SQL(db)
-	allocs := func(hooks int) float64 {
-		return testing.AllocsPerRun(200, func() {
-			err := millrace.InTx(t.Context(), mdb, func(ctx context.Context, _ *millrace.Tx) error {
-				for range hooks {
-					if err := millrace.AfterCommit(ctx, nothing); err != nil {
-						return err
-					}
+	run := func(hooks int) {
+		err := millrace.InTx(t.Context(), mdb, func(ctx context.Context, _ *millrace.Tx) error {
+			for range hooks {
+				if err := millrace.AfterCommit(ctx, nothing); err != nil {
+					return err
 				}
-				return nil
-			})
-			if err != nil {
-				t.Error(err)
 			}
+			return nil
 		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	allocs := func(hooks int) float64 { // other goroutines allocate, too, and the race detector empties pools
+		least := testing.AllocsPerRun(1, func() { run(hooks) })
+		for range 50 {
+			least = min(least, testing.AllocsPerRun(1, func() { run(hooks) }))
+		}
+		return least
 	}
 	none, one, many := allocs(0), allocs(1), allocs(100)
 	t.Logf("%v without hooks, %v with one, %v with 100", none, one, many)

@@ -63,7 +63,7 @@ func (c *sqlConn) commit(ctx context.Context, timeout time.Duration) error {
 // have to be looked for on a connection that the pool does not have. Rollback then gives this one back, at the price
 // of a round trip.
 func (c *sqlConn) say(ctx context.Context, timeout time.Duration) error {
-	if c.wire != nil || !c.pool.lacksAnother() {
+	if c.dialect != txn.MySQL || !c.pool.lacksAnother() { // PostgreSQL may answer ROLLBACK, which is no error of a statement
 		return c.tx.Commit()
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
@@ -73,12 +73,14 @@ func (c *sqlConn) say(ctx context.Context, timeout time.Duration) error {
 	return err
 }
 
-// hangUp closes the connection under a goroutine that waits for the server, so that the pool has room for
-// another one.
+// hangUp has the goroutine that waits for the server give up, where the driver lets it, so that the pool has room for
+// another connection. A driver that is wrapped in another one may yet heed the context.
 func (c *sqlConn) hangUp() {
 	if c.wire != nil {
 		_ = c.wire.Close()
+		return
 	}
+	c.cancel()
 }
 
 // calm undoes what a read-only SQLite transaction has set on its connection.
@@ -118,7 +120,6 @@ func (c *sqlConn) Rollback(ctx context.Context) error {
 		return err
 	case <-ctx.Done():
 		c.hangUp()
-		c.cancel()
 		return ctx.Err()
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 type deadEnd struct {
 	commit []byte
 	passes bool // the request still reaches the server
+	resets bool // the peer resets the connection, instead of falling silent
 	armed  atomic.Int32
 }
 
@@ -54,10 +56,13 @@ func (c *deadEndConn) Write(p []byte) (int, error) {
 	if !bytes.Contains(p, c.d.commit) || !c.d.hits() {
 		return c.Conn.Write(p)
 	}
-	if c.d.passes {
-		_, _ = c.Conn.Write(p)
-	}
 	close(c.dead)
+	switch {
+	case c.d.passes:
+		_, _ = c.Conn.Write(p)
+	case c.d.resets:
+		c.reset()
+	}
 	return len(p), nil
 }
 
@@ -69,10 +74,59 @@ func (c *deadEndConn) Read(p []byte) (int, error) {
 	default:
 		return n, err
 	}
+	if c.d.resets { // instead of the answer
+		c.reset()
+		return 0, &net.OpError{Op: "read", Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: syscall.ECONNRESET}
+	}
 	for err == nil { // until a deadline or Close, as on a real connection
 		_, err = c.Conn.Read(p)
 	}
 	return 0, err
+}
+
+func (c *deadEndConn) reset() {
+	_ = c.Conn.(*net.TCPConn).SetLinger(0)
+	_ = c.Conn.Close()
+}
+
+// A connection that is reset at COMMIT, before or after the server has heard it.
+func TestTheOutcomeOfACommitThatIsResetIsNeverGuessed(t *testing.T) {
+	for _, driver := range drivers[:4] {
+		for name, passes := range map[string]bool{"reply": true, "request": false} {
+			t.Run(driver+", "+name, func(t *testing.T) {
+				t.Parallel()
+				e := newEnv(t, driver, millrace.Config{})
+				require.NoError(t, millrace.Migrate(t.Context(), e.db, millrace.WitnessMigrations()))
+				for _, resolve := range []time.Duration{0, time.Minute} {
+					e.reset(t)
+					d := &deadEnd{commit: commitBytes(driver), passes: passes, resets: true}
+					through(t, e, 1, d.DialContext, millrace.Config{ResolveTimeout: resolve})
+					allAtOnce(t, e, 1, "first", nil)
+					d.armed.Store(1)
+					var j journal
+					err := allAtOnce(t, e, 1, "a", &j)[0]
+					require.Zero(t, d.armed.Load(), "COMMIT was not seen")
+					var unknown *millrace.UnknownOutcomeError
+					switch {
+					case resolve == 0:
+						require.ErrorAs(t, err, &unknown)
+						require.Equal(t, "a0:unknown", j.String())
+					case passes:
+						require.NoError(t, err)
+						require.Equal(t, "a0:committed", j.String())
+					default:
+						require.ErrorIs(t, err, millrace.ErrTxAborted)
+						require.Equal(t, "a0:rolled back", j.String())
+					}
+					if passes {
+						require.Equal(t, "a0 first0", e.notes(t))
+					} else {
+						require.Equal(t, "first0", e.notes(t))
+					}
+				}
+			})
+		}
+	}
 }
 
 // The connections that wait for COMMIT are all that there may be, and what became of each is found out nevertheless.

@@ -200,9 +200,12 @@ func TestTransactions(t *testing.T) {
 			require.Equal(t, "b", e.notes(t))
 			require.Equal(t, "inner before, inner committed, inner done:committed, outer goes on, outer rolledback, outer done:rolled back", j.String())
 		}},
-		{"RequiresNew on SQLite is refused instead of waiting for ever", []string{"sqlite"}, func(t *testing.T, e *env) {
+		{"a second transaction on SQLite is refused instead of waiting for ever", []string{"sqlite"}, func(t *testing.T, e *env) {
+			empty := func(context.Context, handle) error { return nil }
 			err := e.InTx(t.Context(), func(ctx context.Context, tx handle) error {
-				return e.InTx(ctx, func(context.Context, handle) error { return nil }, millrace.RequiresNew())
+				require.ErrorIs(t, e.InTx(ctx, func(ctx context.Context, tx handle) error { return e.InTx(ctx, empty) }, millrace.NotSupported()),
+					millrace.ErrUnsupported, "the transaction that is set aside is still there")
+				return e.InTx(ctx, empty, millrace.RequiresNew())
 			})
 			require.ErrorIs(t, err, millrace.ErrUnsupported)
 		}},

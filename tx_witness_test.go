@@ -40,7 +40,7 @@ func TestTheOutcomeOfACutCommitIsFoundOut(t *testing.T) {
 				t.Run(name, func(t *testing.T) {
 					e, p := proxied(t, driver, millrace.Config{CommitTimeout: commitTimeout, ResolveTimeout: 30 * time.Second})
 					t.Cleanup(func() { heal(p) })
-					j, err := cutCommit(t, e, p, strike)
+					j, err := cutCommit(t, e, p, strike, strings.HasPrefix(name, "request"))
 					notes := e.notes(t)
 					var unknown *millrace.UnknownOutcomeError
 					require.NotErrorAs(t, err, &unknown)
@@ -71,7 +71,7 @@ func TestAnOutcomeThatCannotBeFoundOutStaysUnknownInBoundedTime(t *testing.T) {
 	e, p := proxied(t, "pgx", millrace.Config{CommitTimeout: commitTimeout, ResolveTimeout: commitTimeout})
 	t.Cleanup(func() { heal(p) })
 	start := time.Now()
-	j, err := cutCommit(t, e, p, commitFaults["reply stalled"])
+	j, err := cutCommit(t, e, p, commitFaults["reply stalled"], false)
 	require.Less(t, time.Since(start), 20*commitTimeout)
 	var unknown *millrace.UnknownOutcomeError
 	require.ErrorAs(t, err, &unknown)

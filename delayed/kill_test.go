@@ -34,7 +34,7 @@ func must(err error) {
 }
 
 // killedLease is that of claims and of stored messages: so long does a killed process hold things up.
-const killedLease = 2 * time.Second
+const killedLease = 4 * time.Second
 
 // killedConsumer is a process that handles the topic, always fails, and notes each call in a file. What
 // kills it is in its environment.
@@ -53,8 +53,8 @@ func killedConsumer() {
 		Dedup:      redisdedup.New(rdb, redisdedup.Config{Namespace: os.Getenv("PREFIX")}),
 		Idempotent: middleware.IdempotentConfig{Lease: killedLease, BusyWait: 3 * killedLease, MaxClaims: 1000},
 		Retry:      middleware.RetryConfig{MaxAttempts: 1},
-		Timeout:    killedLease / 2,
-		Delayed:    middleware.DelayedConfig{Store: st, MaxAttempts: attempts, Delays: []time.Duration{time.Millisecond}},
+		Timeout:    killedLease / 2, // less than the lease
+		Delayed:    middleware.DelayedConfig{Store: st, MaxAttempts: attempts, Delays: []time.Duration{time.Millisecond}, Timeout: time.Minute},
 		Poison:     middleware.PoisonConfig{Store: st},
 	})
 	must(err)
@@ -88,7 +88,7 @@ func killedSubscriber(url string) (message.Subscriber, error) {
 // often as configured, and the message is dead once.
 func TestKilledBetweenStoreAndAckTheHandlerIsCalledExactlyAsOftenAsConfigured(t *testing.T) {
 	t.Parallel()
-	attempts := 4
+	attempts := 3
 	if testenv.Full() {
 		attempts = 21
 	}
@@ -120,13 +120,13 @@ func TestKilledBetweenStoreAndAckTheHandlerIsCalledExactlyAsOftenAsConfigured(t 
 				select {
 				case err := <-ended:
 					require.ErrorContains(t, err, "killed", "life %d", life)
-				case <-time.After(90 * time.Second):
+				case <-time.After(2 * time.Minute):
 					t.Fatalf("life %d: never came by %s: %+v", life, point, stats(t, st, "billing"))
 				}
 			}
 			cmd := testenv.Child(t, "consumer that is killed", env...)
 			require.NoError(t, cmd.Start())
-			testenv.Eventually(t, 90*time.Second, "the message is dead", func() bool {
+			testenv.Eventually(t, 2*time.Minute, "the message is dead", func() bool {
 				return stats(t, st, "billing") == store.Stats{Dead: 1}
 			})
 			require.NoError(t, cmd.Process.Kill())

@@ -86,7 +86,7 @@ func quick(t testing.TB, st store.Store, change func(*middleware.Config)) []mess
 		Dedup:      new(dedup.Memory),
 		Idempotent: middleware.IdempotentConfig{BusyWait: 20 * time.Second},
 		Retry:      middleware.RetryConfig{MaxAttempts: 2, InitialDelay: time.Millisecond},
-		Delayed:    middleware.DelayedConfig{Store: st, MaxAttempts: 5, Delays: []time.Duration{5 * time.Millisecond}},
+		Delayed:    middleware.DelayedConfig{Store: st, MaxAttempts: 5, Delays: []time.Duration{5 * time.Millisecond}, Timeout: time.Minute},
 		Poison:     middleware.PoisonConfig{Store: st},
 	}
 	if change != nil {
@@ -98,7 +98,8 @@ func quick(t testing.TB, st store.Store, change func(*middleware.Config)) []mess
 }
 
 func quickConfig(handler string) delayed.Config {
-	return delayed.Config{Handler: handler, Poll: 10 * time.Millisecond, Lease: 30 * time.Second}
+	// Patient with a store on a busy machine: an attempt whose end could not be stored is not counted.
+	return delayed.Config{Handler: handler, Poll: 50 * time.Millisecond, Lease: 3 * time.Minute, Timeout: time.Minute}
 }
 
 // consumer is one process with one handler of the topic orders.
@@ -160,7 +161,7 @@ func (c *calls) count() int { return len(c.all()) }
 
 func settle(t testing.TB, b *millracetest.Broker) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	require.NoError(t, b.Settle(ctx))
 }
@@ -169,7 +170,7 @@ func settle(t testing.TB, b *millracetest.Broker) {
 func quiet(t testing.TB, b *millracetest.Broker, st store.Delayed, group string) {
 	t.Helper()
 	settle(t, b)
-	testenv.Eventually(t, 60*time.Second, "nothing is delayed", func() bool { return stats(t, st, group).Stored == 0 })
+	testenv.Eventually(t, 2*time.Minute, "nothing is delayed", func() bool { return stats(t, st, group).Stored == 0 })
 }
 
 func stats(t testing.TB, st store.Delayed, group string) store.Stats {

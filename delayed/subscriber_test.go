@@ -58,8 +58,10 @@ func TestTwentyReplicasCallTheHandlerExactlyAsOftenAsConfigured(t *testing.T) {
 		dead := millracetest.NewBroker(millracetest.Faults{})
 		chain := quick(t, st, func(c *middleware.Config) { c.Poison.Publisher, c.Poison.Topic = dead, "orders" })
 		var got calls
+		cfg := quickConfig("billing")
+		cfg.Poll = 200 * time.Millisecond // twenty of them
 		for range 20 {
-			consume(t, b.Subscriber("billing"), st, quickConfig("billing"), func(m *message.Message) error {
+			consume(t, b.Subscriber("billing"), st, cfg, func(m *message.Message) error {
 				got.add(middleware.Attempt(m.Context()))
 				m.Payload = append(m.Payload[:0], "overwritten"...)
 				m.Metadata.Set("name", "overwritten")
@@ -68,7 +70,7 @@ func TestTwentyReplicasCallTheHandlerExactlyAsOftenAsConfigured(t *testing.T) {
 		}
 		require.NoError(t, b.Publish("orders", order("m", "")))
 		quiet(t, b, st, "billing")
-		testenv.Eventually(t, 60*time.Second, "it is given up", func() bool { return stats(t, st, "billing").Dead > 0 })
+		testenv.Eventually(t, 2*time.Minute, "it is given up", func() bool { return stats(t, st, "billing").Dead > 0 })
 		require.Equal(t, []string{"1", "2", "3", "4", "5"}, got.all())
 
 		letters, err := st.List(t.Context(), store.Filter{Group: "billing"}, 0, 10)
@@ -186,10 +188,10 @@ func TestAMissingHandlerDefersWithoutCostingAnAttempt(t *testing.T) {
 			return errHandler
 		}, quick(t, st, func(c *middleware.Config) { c.Idempotent.MaxClaims = 1000 })...)
 		require.NoError(t, b.Publish("orders", order("m", "")))
-		testenv.Eventually(t, 60*time.Second, "it was missed 12 times", func() bool { return missed.count() >= 12 })
+		testenv.Eventually(t, 2*time.Minute, "it was missed 12 times", func() bool { return missed.count() >= 12 })
 		settle(t, b)
 		deployed.Store(true)
-		testenv.Eventually(t, 60*time.Second, "it is given up", func() bool { return stats(t, st, "billing").Dead > 0 })
+		testenv.Eventually(t, 2*time.Minute, "it is given up", func() bool { return stats(t, st, "billing").Dead > 0 })
 		require.Equal(t, []string{"1", "2", "3", "4", "5"}, handled.all())
 		for _, n := range missed.all() {
 			require.Equal(t, "1", n)
@@ -260,7 +262,7 @@ func TestASlowHandlerKeepsItsMessage(t *testing.T) {
 		require.NoError(t, st.Defer(t.Context(), store.Entry{Group: "billing", MessageID: "m"}, 0))
 		var begun calls
 		cfg := quickConfig("billing")
-		cfg.Lease = 1500 * time.Millisecond
+		cfg.Lease, cfg.Timeout = 9*time.Second, 3*time.Second
 		release := make(chan struct{})
 		for range 2 {
 			consume(t, b.Subscriber("billing"), st, cfg, func(m *message.Message) error {
@@ -269,9 +271,9 @@ func TestASlowHandlerKeepsItsMessage(t *testing.T) {
 				return nil
 			}, quick(t, st, nil)...)
 		}
-		testenv.Eventually(t, 30*time.Second, "it has begun", func() bool { return begun.count() > 0 })
-		end := time.Now().Add(2 * cfg.Lease)
-		testenv.Eventually(t, 30*time.Second, "two leases have passed", func() bool { return time.Now().After(end) })
+		testenv.Eventually(t, time.Minute, "it has begun", func() bool { return begun.count() > 0 })
+		end := time.Now().Add(cfg.Lease + cfg.Lease/3)
+		testenv.Eventually(t, time.Minute, "the lease has passed", func() bool { return time.Now().After(end) })
 		close(release)
 		quiet(t, b, st, "billing")
 		require.Equal(t, []string{"m"}, begun.all())
@@ -356,7 +358,7 @@ func TestWhileTheStoreIsAwayNothingIsLostAndNothingRunsTooOften(t *testing.T) {
 	require.Error(t, b.Settle(ctx))
 	require.Empty(t, got.all(), "without the store nothing runs")
 	st.gone.Store(false)
-	testenv.Eventually(t, 60*time.Second, "all are given up", func() bool { return stats(t, st, "billing").Dead == 5 })
+	testenv.Eventually(t, 2*time.Minute, "all are given up", func() bool { return stats(t, st, "billing").Dead == 5 })
 	require.Len(t, got.all(), 25)
 }
 
@@ -370,7 +372,7 @@ func TestAMessageIsNotAcknowledgedBeforeItIsAmongTheDead(t *testing.T) {
 	consume(t, b.Subscriber("billing"), st, quickConfig("billing"), func(*message.Message) error { got.add("x"); return errHandler },
 		quick(t, st, func(c *middleware.Config) { c.Poison.Store = dead })...)
 	require.NoError(t, b.Publish("orders", order("m", "")))
-	testenv.Eventually(t, 30*time.Second, "all attempts are spent", func() bool { return got.count() == 5 })
+	testenv.Eventually(t, time.Minute, "all attempts are spent", func() bool { return got.count() == 5 })
 	settle(t, b) // the broker's copy was acknowledged when it was stored
 	require.Equal(t, 1, stats(t, st, "billing").Stored)
 	dead.gone.Store(false)

@@ -15,6 +15,10 @@ import (
 // outage is the back-off of a destination that does not answer.
 var outage = backoff.Policy{Base: 100 * time.Millisecond, Max: 5 * time.Second}
 
+// refusalPause is the pause between calls of one that refuses everything: short, because every message may be the
+// one that gets through.
+var refusalPause = backoff.Policy{Base: 100 * time.Millisecond, Max: time.Second}
+
 // alikeLimit is the number of different messages refused for one reason, without a success in between,
 // above which the destination is taken to be at fault, and no attempts are counted any more.
 const alikeLimit = 20
@@ -34,7 +38,7 @@ type destination struct {
 	out       int       // calls under way, the stuck ones not included
 	failures  int       // passes without an answer, in a row
 	until     time.Time // nothing is sent before
-	probed    int64     // position of the last probe
+	probed    int64     // position of the last message it was tried with while failing
 	alike     int       // different messages refused for one reason without a success
 	reason    string
 	rounds    int       // calls since it is suspected

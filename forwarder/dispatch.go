@@ -29,27 +29,27 @@ func (w *window) next(maxRows, maxBytes int, together bool) []*item {
 	return batch
 }
 
-// probe takes out one item, the next one behind position after, or the lowest if there is none: when a
-// destination does not answer, the fault may be the message's that is always asked first.
-func (w *window) probe(after int64) []*item {
-	w.batch++
+// sample takes a batch of what comes behind position after, or of the lowest if there is nothing: when a
+// destination fails, the fault may be that of the messages that are always asked first.
+func (w *window) sample(after int64, maxRows, maxBytes int) []*item {
 	var passed []*item
-	found := w.pop(true)
-	for found != nil && found.row.Pos <= after {
-		passed = append(passed, found)
-		found = w.pop(true)
+	it := w.pop(true)
+	for it != nil && it.row.Pos <= after {
+		passed = append(passed, it)
+		it = w.pop(true)
 	}
-	if found == nil && len(passed) > 0 {
-		found, passed = passed[0], passed[1:]
+	var batch []*item
+	if it != nil {
+		w.push(it)
+		batch = w.next(maxRows, maxBytes, true)
 	}
 	for _, it := range passed {
 		w.push(it)
 	}
-	if found == nil {
-		return nil
+	if batch == nil && len(passed) > 0 {
+		batch = w.next(maxRows, maxBytes, true)
 	}
-	w.take(found)
-	return []*item{found}
+	return batch
 }
 
 // take marks an item as being with the publisher.

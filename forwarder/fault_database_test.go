@@ -29,7 +29,8 @@ func at(d database, source string) database {
 }
 
 func TestKillsOfTheDatabaseUnderLoadLoseNothing(t *testing.T) {
-	kills := 3
+	t.Parallel()
+	kills := 2
 	if testenv.Full() {
 		kills = 20
 	}
@@ -41,6 +42,8 @@ func TestKillsOfTheDatabaseUnderLoadLoseNothing(t *testing.T) {
 			t.Parallel()
 			server := d.own(t)
 			l := newLedger(t, at(d.database, server.URL))
+			// Without a binary log, InnoDB makes a commit visible before it is on disk. The full run is strict.
+			l.forgets = d.driver == "mysql" && !testenv.Full()
 			pub := record{t.TempDir() + "/got"}
 			cfg := processConfig
 			cfg.Lease = 2 * time.Second
@@ -63,7 +66,8 @@ func TestKillsOfTheDatabaseUnderLoadLoseNothing(t *testing.T) {
 			duplicates := l.requireReconciled(pub.ids(t))
 			require.LessOrEqual(t, duplicates, kills*2*window)
 			l.requireNothingParked()
-			t.Logf("%d kills, %d committed, %d unknown to their writers, %d duplicates", kills, len(l.committed), l.unknown, duplicates)
+			t.Logf("%d kills, %d committed, %d unknown to their writers, %d of these sent and forgotten, %d duplicates",
+				kills, len(l.committed), l.unknown, l.forgotten, duplicates)
 		})
 	}
 }
@@ -71,6 +75,7 @@ func TestKillsOfTheDatabaseUnderLoadLoseNothing(t *testing.T) {
 // TestAForeignTransactionThatStaysOpenDelaysNothing has others write and not commit: in this database,
 // in another one of the same server, and a message in the outbox itself.
 func TestAForeignTransactionThatStaysOpenDelaysNothing(t *testing.T) {
+	t.Parallel()
 	const insert = `INSERT INTO ledger VALUES ('foreign')`
 	for _, d := range []database{postgres, mariadb} {
 		t.Run(d.name, func(t *testing.T) {
@@ -174,11 +179,17 @@ func copyMariaDB(t *testing.T, from, to string) {
 // TestAnOutboxRestoredFromADumpIntoAnotherServerGoesOn takes the dump under load. What the dump holds
 // is sent, again if need be; what it does not hold any more had been sent before.
 func TestAnOutboxRestoredFromADumpIntoAnotherServerGoesOn(t *testing.T) {
-	for _, d := range []struct {
+	t.Parallel()
+	type elsewhere struct {
 		database
 		own  func(t testing.TB) *testenv.Server
 		copy func(t *testing.T, from, to string)
-	}{{postgres, testenv.OwnPostgres, copyPostgres}, {mariadb, testenv.OwnMariaDB, copyMariaDB}} {
+	}
+	dbs := []elsewhere{{postgres, testenv.OwnPostgres, copyPostgres}}
+	if testenv.Full() {
+		dbs = append(dbs, elsewhere{mariadb, testenv.OwnMariaDB, copyMariaDB})
+	}
+	for _, d := range dbs {
 		t.Run(d.name, func(t *testing.T) {
 			t.Parallel()
 			l := newLedger(t, d.database)

@@ -18,7 +18,8 @@ import (
 // TestRacingCommitsAreSentOnceEach has nothing go wrong but the race of commits: positions are drawn in
 // another order than that in which they become visible.
 func TestRacingCommitsAreSentOnceEach(t *testing.T) {
-	seeds, n := 1, 120
+	t.Parallel()
+	seeds, n := 1, 60
 	if testenv.Full() {
 		seeds, n = 6, 2000
 	}
@@ -47,7 +48,8 @@ func TestRacingCommitsAreSentOnceEach(t *testing.T) {
 // TestContendedKeysStayInOrderWhileTheForwarderIsKilledAgainAndAgain kills one that can hardly get
 // going: every 0.7 s, with a lease that ends at once.
 func TestContendedKeysStayInOrderWhileTheForwarderIsKilledAgainAndAgain(t *testing.T) {
-	n, leastKills := 1500, 4
+	t.Parallel()
+	n, leastKills := 800, 3
 	if testenv.Full() {
 		n, leastKills = 52_000, 60
 	}
@@ -130,7 +132,8 @@ func (c *crew) replace(i int) {
 }
 
 func TestReplicasFrozenAndKilledAtRandomKeepTheOrderOfKeys(t *testing.T) {
-	faults := 10
+	t.Parallel()
+	faults := 6
 	if testenv.Full() {
 		faults = 120
 	}
@@ -164,7 +167,8 @@ func TestReplicasFrozenAndKilledAtRandomKeepTheOrderOfKeys(t *testing.T) {
 }
 
 func TestARollingRestartOfThreeReplicasLosesAndRepeatsNothing(t *testing.T) {
-	rounds, dbs := 6, []database{postgres}
+	t.Parallel()
+	rounds, dbs := 3, []database{postgres}
 	if testenv.Full() {
 		rounds, dbs = 30, []database{postgres, mariadb}
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -26,6 +28,11 @@ type ledger struct {
 	said    map[string]bool // InTx said that it committed
 	denied  map[string]bool // InTx said that it did not
 	unknown int
+
+	// forgets: the server may show a commit to others before it is on disk, and forget it when it is killed
+	// in between. Its writer had no answer, its message may have been sent.
+	forgets   bool
+	forgotten int
 }
 
 func newLedger(t *testing.T, d database) *ledger {
@@ -125,7 +132,7 @@ func (l *ledger) transact(ctx context.Context, w load, p plan) {
 			if err := tx.QueryRowContext(ctx, `SELECT n FROM counters WHERE name = '`+p.key+`'`).Scan(&n); err != nil {
 				return err
 			}
-			if err := publish(ctx, fmt.Sprintf("%s-%06d-%d", p.key, n, l.serial.Add(1)), p.key); err != nil {
+			if err := publish(ctx, fmt.Sprintf("%s-%06d-%07d", p.key, n, l.serial.Add(1)), p.key); err != nil {
 				return err
 			}
 		}
@@ -214,6 +221,20 @@ func (l *ledger) requireReconciled(ids []string) (duplicates int) {
 		if l.committed[id] {
 			l.Fatalf("%s: the writer was told that it had not committed", id)
 		}
+	}
+	ghosts := map[string]bool{}
+	for _, id := range ids {
+		switch {
+		case l.committed[id]:
+		case l.forgets && !l.denied[id]:
+			l.forgotten++
+			l.committed[id] = true
+		default:
+			ghosts[id] = true
+		}
+	}
+	if len(ghosts) > 0 {
+		l.Fatalf("%d ghosts: delivered, and not in the database: %v", len(ghosts), slices.Sorted(maps.Keys(ghosts)))
 	}
 	return l.requireDelivered(ids)
 }

@@ -4,19 +4,21 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
 // lookout is the one place from which all destinations look for messages: one question for all of them.
 type lookout struct {
 	turn  chan struct{} // taken while the store is asked
-	asked time.Time     // when the last answer was asked for; of who has the turn
+	begun atomic.Int64  // number of the last question
+	known int64         // number of the last one that was answered; of who has the turn
 	now   signal        // look without waiting for the poll
 	found signal        // there was something: look again soon
 }
 
-func newLookout() lookout {
-	return lookout{turn: make(chan struct{}, 1), now: newSignal(), found: newSignal()}
+func newLookout() *lookout {
+	return &lookout{turn: make(chan struct{}, 1), now: newSignal(), found: newSignal()}
 }
 
 // lookOut tells the pipelines to read: when a commit of this process signals it, when lanes came, and at the
@@ -45,7 +47,7 @@ func (s *session) lookOut(ctx context.Context) error {
 			poll = s.cfg.PollInterval
 		case <-timer.C:
 		}
-		err := s.refresh(ctx, time.Now(), nil)
+		err := s.refresh(ctx, s.look.begun.Load(), nil)
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -87,22 +89,23 @@ func (s *session) mine(lanes uint64) bool {
 func (s *session) awaken() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	number := s.look.begun.Load()
 	for _, p := range s.pipes {
-		p.woken = true
+		p.woken, p.wokenAt = true, number
 		p.readWork.set()
 	}
 }
 
-// refresh asks which topics have something to read, unless somebody did so after the given time, and tells
-// the pipelines that have a new one; but not the one that asks.
-func (s *session) refresh(ctx context.Context, after time.Time, asker *pipeline) error {
+// refresh asks which topics have something to read, unless somebody did after the question of the given
+// number, and tells the pipelines that have a new one; but not the one that asks.
+func (s *session) refresh(ctx context.Context, after int64, asker *pipeline) error {
 	select {
 	case s.look.turn <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 	defer func() { <-s.look.turn }()
-	if s.look.asked.After(after) {
+	if s.look.known > after {
 		return nil
 	}
 	s.mu.Lock()
@@ -111,7 +114,7 @@ func (s *session) refresh(ctx context.Context, after time.Time, asker *pipeline)
 		rounds[i] = p.win.beginRound()
 	}
 	s.mu.Unlock()
-	asked := time.Now()
+	number := s.look.begun.Add(1)
 	call, cancel := context.WithTimeout(ctx, s.storeTimeout())
 	defer cancel()
 	topics, err := s.store.Topics(call)
@@ -119,7 +122,7 @@ func (s *session) refresh(ctx context.Context, after time.Time, asker *pipeline)
 	if err != nil {
 		return err
 	}
-	s.look.asked = asked
+	s.look.known = number
 	dropped := make([][]*item, len(s.pipes))
 	s.mu.Lock()
 	for i, names := range s.f.table.split(topics.Ready) {

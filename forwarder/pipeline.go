@@ -15,11 +15,12 @@ type pipeline struct {
 	readWork, publishWork signal
 
 	// Guarded by session.mu:
-	win    *window
-	topics []string // of this destination, that have something to read
-	news   int      // how often topics gained one
-	woken  bool     // a commit was signalled
-	paused bool
+	win     *window
+	topics  []string // of this destination, that have something to read
+	news    int      // how often topics gained one
+	woken   bool     // a commit was signalled
+	wokenAt int64    // number of the look-out's last question at that time
+	paused  bool
 }
 
 func newPipeline(s *session, d *destination, f *fragile) *pipeline {

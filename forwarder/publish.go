@@ -42,10 +42,13 @@ func (p *pipeline) take(now time.Time) ([]*item, time.Duration) {
 		return nil, wait
 	}
 	var batch []*item
-	if pass == oneOnly {
-		batch = p.win.probe(p.dest.lastProbe())
-	} else {
-		batch = p.win.next(p.cfg.BatchRows, p.cfg.BatchBytes, pass == together)
+	switch pass {
+	case oneOnly:
+		batch = p.win.sample(p.dest.lastProbe(), 1, p.cfg.BatchBytes)
+	case together:
+		batch = p.win.sample(p.dest.lastProbe(), p.cfg.BatchRows, p.cfg.BatchBytes)
+	default:
+		batch = p.win.next(p.cfg.BatchRows, p.cfg.BatchBytes, false)
 	}
 	if batch == nil {
 		p.dest.leave()

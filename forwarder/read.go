@@ -13,9 +13,9 @@ import (
 // causes another.
 func (p *pipeline) read(ctx context.Context) error {
 	for retry := time.Duration(0); p.readWork.wait(ctx, retry); {
-		woken := p.takeWoken() || retry > 0
+		woken, number := p.takeWoken(retry > 0)
 		retry = 0
-		found, err := p.readOnce(ctx, woken)
+		found, err := p.readOnce(ctx, woken, number)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -37,12 +37,17 @@ func (p *pipeline) read(ctx context.Context) error {
 	return nil
 }
 
-func (p *pipeline) takeWoken() bool {
+// takeWoken reports whether there is a reason to expect something, and the number of the last question of
+// the look-out that was asked before there was.
+func (p *pipeline) takeWoken(again bool) (woken bool, number int64) {
 	p.s.mu.Lock()
 	defer p.s.mu.Unlock()
-	woken := p.woken
+	woken, number = p.woken, p.wokenAt
+	if !woken {
+		woken, number = again, p.s.look.begun.Load()
+	}
 	p.woken = false
-	return woken
+	return woken, number
 }
 
 func (p *pipeline) wantsMore() bool {
@@ -53,14 +58,13 @@ func (p *pipeline) wantsMore() bool {
 
 // readOnce reads the topics that are known to have something, and, if there was reason to expect something
 // and nothing came, asks whether there is a new one.
-func (p *pipeline) readOnce(ctx context.Context, woken bool) (int, error) {
-	began := time.Now()
+func (p *pipeline) readOnce(ctx context.Context, woken bool, number int64) (int, error) {
 	hungry := p.wantsMore()
 	found, asked, news, err := p.readTopics(ctx)
 	if err != nil || found > 0 || !asked || !woken && !hungry {
 		return found, err
 	}
-	if err := p.s.refresh(ctx, began, p); err != nil || !p.hasNews(news) {
+	if err := p.s.refresh(ctx, number, p); err != nil || !p.hasNews(news) {
 		return 0, err
 	}
 	found, _, _, err = p.readTopics(ctx)

@@ -27,7 +27,7 @@ type session struct {
 	replica string
 	lease   *lease
 	pipes   []*pipeline
-	look    lookout
+	look    *lookout
 
 	publishing     context.Context // of the calls of publishers; ends before the session does
 	stopPublishing context.CancelFunc

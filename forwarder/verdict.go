@@ -61,8 +61,8 @@ func (d *destination) judge(batch []*item, errs []error, now time.Time) (verdict
 			failedKey[it.key] = it.key != nil
 		}
 	}
-	if len(batch) == 1 {
-		d.probed = batch[0].row.Pos
+	if last := batch[len(batch)-1]; len(batch) == 1 || alike {
+		d.probed = last.row.Pos
 	}
 	return verdicts, d.conclude(succeeded, lost, alike, now)
 }
@@ -82,7 +82,7 @@ func (d *destination) conclude(succeeded, lost, alike bool, now time.Time) (chan
 		d.until = now.Add(outage.Delay(d.failures))
 	} else if alike {
 		d.rounds++
-		d.until = now.Add(outage.Delay(d.rounds))
+		d.until = now.Add(refusalPause.Delay(d.rounds))
 	}
 	if succeeded {
 		d.downAt = time.Time{}

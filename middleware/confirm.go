@@ -98,7 +98,7 @@ func (c *confirmer) handle(msg *message.Message, topic string, rec *delivery.Rec
 	}
 	rec.AtEnd(func(o delivery.Outcome) {
 		if o == delivery.Poisoned {
-			if err := c.tell(ctx, topic, id, confirmation.Failed, "poisoned"); err != nil {
+			if err := c.tell(ctx, topic, id, confirmation.Failed, lastReason(rec)); err != nil {
 				c.cfg.Logger.WarnContext(ctx, "the producer was not told that a message failed", "message_id", id, "error", err)
 			}
 		}
@@ -112,6 +112,14 @@ func (c *confirmer) handle(msg *message.Message, topic string, rec *delivery.Rec
 		return nil, postponed(fmt.Errorf("middleware: Confirm: %w", err), refusedDelay)
 	}
 	return out, nil
+}
+
+// lastReason is why the message was given up, as a short code.
+func lastReason(rec *delivery.Record) string {
+	if h := rec.History(); len(h) > 0 && h[len(h)-1].Reason != "" {
+		return h[len(h)-1].Reason
+	}
+	return "poisoned"
 }
 
 func (c *confirmer) word(id string, outcome confirmation.Outcome, reason string) (*message.Message, error) {

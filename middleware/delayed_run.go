@@ -174,6 +174,11 @@ func (r *deferring) begin(ctx context.Context) (attempt int, last bool, err erro
 // stored and comes again.
 func (r *deferring) failed(err error) error {
 	ctx := r.msg.Context()
+	defer func() {
+		if r.run != nil { // to be known if the message is nacked, or the poison queue does not take it
+			r.run.Remember(r.history())
+		}
+	}()
 	switch {
 	case isNotYet(err):
 		r.refund()
@@ -193,18 +198,18 @@ func (r *deferring) failed(err error) error {
 	}
 	r.rec.Made(r.total)
 	r.rec.Note(failure(r.total, err))
-	if r.run != nil { // to be known if the poison queue does not take it
-		r.run.Remember(r.history())
-	}
 	if IsPermanent(err) || r.total >= r.cfg.MaxAttempts {
 		return Permanent(WithReason(err, Reason(err)))
 	}
 	return r.putAside(ctx, err, max(Delay(err), r.cfg.wait(r.entry.Returns+1)), 1)
 }
 
-// refund takes back the latest attempt.
+// refund takes back the latest attempt, unless the handler is known to have failed in it: then the error
+// came later.
 func (r *deferring) refund() {
-	switch {
+	history := r.rec.History()
+	switch n := len(history); {
+	case n > 0 && history[n-1].Attempt >= r.total:
 	case r.run != nil:
 		r.run.Refund()
 		r.total--

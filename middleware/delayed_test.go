@@ -25,9 +25,12 @@ import (
 // bench plays broker and delayed.Subscriber for one handler.
 type bench struct {
 	*testing.T
-	st *store.Memory
-	h  message.HandlerFunc
-	n  int
+	st        *store.Memory
+	h         message.HandlerFunc
+	n         int
+	nackDelay time.Duration
+	// begin, if set, takes the place of the store's.
+	begin func(context.Context, store.Entry, string, int) (bool, error)
 }
 
 // fromBroker delivers a copy of a message as a broker does, and returns the error of the chain.
@@ -43,14 +46,18 @@ func (b *bench) due() int {
 	owner := fmt.Sprint("owner ", b.n)
 	taken, _, err := b.st.Take(b.Context(), store.Take{Group: "c", Owner: owner, Limit: 100, Lease: time.Minute})
 	require.NoError(b, err)
+	begin := b.st.Begin
+	if b.begin != nil {
+		begin = b.begin
+	}
 	for _, e := range taken {
-		run := redelivery.New("", e, func(ctx context.Context, attempt int) (bool, error) { return b.st.Begin(ctx, e, owner, attempt) })
+		run := redelivery.New("", e, func(ctx context.Context, attempt int) (bool, error) { return begin(ctx, e, owner, attempt) })
 		msg := delivery(redelivery.With(b.Context(), run), e.MessageID, string(e.Payload))
 		_, err := b.h(msg)
 		again, delay := run.Decision()
 		switch {
 		case err != nil:
-			_, err = b.st.Return(b.Context(), run.Entry(), owner, time.Second)
+			_, err = b.st.Return(b.Context(), run.Entry(), owner, b.nackDelay)
 		case again:
 			_, err = b.st.Return(b.Context(), run.Entry(), owner, delay)
 		default:
@@ -338,6 +345,36 @@ func TestAMessageThatCannotBeStoredIsNacked(t *testing.T) {
 	st.admitting = true
 	require.ErrorIs(t, b.fromBroker("m"), middleware.ErrRetryStoreUnavailable)
 	require.Equal(t, 1, calls, "if it cannot be asked, nothing runs")
+}
+
+// An attempt that failed counts, also if the store does not answer when the next one is to begin.
+func TestAnAttemptThatFailedCountsThoughTheNextCannotBegin(t *testing.T) {
+	t.Parallel()
+	st := &failingBegin{}
+	var got []int
+	b := newBench(t, middleware.DelayedConfig{Store: st, MaxAttempts: 6, Delays: []time.Duration{0}}, func(msg *message.Message) ([]*message.Message, error) {
+		got = append(got, middleware.Attempt(msg.Context()))
+		return nil, errHandler
+	}, must(t)(middleware.Retry(middleware.RetryConfig{MaxAttempts: 2, InitialDelay: 1})))
+	st.Memory, b.begin = b.st, st.Begin
+	require.NoError(t, b.fromBroker("m"))
+	for b.stats().Stored > 0 {
+		b.due()
+	}
+	require.Equal(t, []int{1, 2, 3, 4, 5, 6}, got)
+}
+
+// failingBegin answers nothing at each second attempt of a run.
+type failingBegin struct {
+	*store.Memory
+	n int
+}
+
+func (s *failingBegin) Begin(ctx context.Context, e store.Entry, owner string, attempt int) (bool, error) {
+	if s.n++; s.n%2 == 0 {
+		return false, errDown
+	}
+	return s.Memory.Begin(ctx, e, owner, attempt)
 }
 
 // downStore fails to store, and when admitting is set, to answer at all.

@@ -15,6 +15,12 @@
 // error that some other middleware swallowed does not become an acknowledgement: put such a middleware
 // (Watermill's IgnoreErrors, for instance) innermost.
 //
+// # What becomes of a failure
+//
+// Retry calls the handler again within the delivery; DelayedRetry stores the message for its handler
+// alone and lets the queue go on; PoisonQueue keeps what is given up. What an error means is said by the
+// handler (Permanent, RetryAfter, NotYet, WithReason) or by the rules of Classify. See docs/retries.md.
+//
 // # Caveats
 //
 // A handler that is told to stop (its context ends) and does not listen goes on running beside the one

@@ -14,6 +14,7 @@ import (
 	stock "github.com/ThreeDotsLabs/watermill/message/router/middleware"
 	"github.com/stretchr/testify/require"
 
+	"github.com/millrace-go/millrace"
 	"github.com/millrace-go/millrace/dedup"
 	"github.com/millrace-go/millrace/internal/testenv"
 	"github.com/millrace-go/millrace/middleware"
@@ -173,6 +174,32 @@ func TestFaultsOfTheStockPiecesAreNotOurs(t *testing.T) {
 				require.Error(t, f.broken(t, f.stock(t)), "the stock piece keeps this promise now")
 			}
 		})
+	}
+}
+
+// mortal is a subscriber whose subscription ends by itself.
+type mortal struct{}
+
+func (mortal) Subscribe(context.Context, string) (<-chan *message.Message, error) {
+	out := make(chan *message.Message)
+	close(out)
+	return out, nil
+}
+
+func (mortal) Close() error { return nil }
+
+// When a subscription dies, one that is not told goes on without its messages.
+func TestTheDeathOfASubscriptionIsToldOtherThanByTheStockRouter(t *testing.T) {
+	t.Parallel()
+	run := func(t *testing.T, run func(context.Context, *message.Router) error) error {
+		r := newRouter(t)
+		r.AddConsumerHandler("billing", "orders", mortal{}, func(*message.Message) error { return nil })
+		return run(t.Context(), r)
+	}
+	require.ErrorIs(t, run(t, millrace.RunRouter), millrace.ErrSubscriptionEnded)
+	if testenv.Full() {
+		err := run(t, func(ctx context.Context, r *message.Router) error { return r.Run(ctx) })
+		require.NoError(t, err, "the stock router keeps this promise now")
 	}
 }
 

@@ -399,6 +399,8 @@ func TestNewNamesEveryMistake(t *testing.T) {
 		Policies: []outbox.Policy{
 			{After: outbox.Keep},
 			{Topics: []string{"a"}, After: 7},
+			{Topics: []string{"a*"}},
+			{Topics: []string{""}},
 			{Topics: []string{"b"}, Retention: -1},
 			{Topics: []string{"c"}, After: outbox.AwaitConfirmation},
 			{Topics: []string{"d"}, After: outbox.Keep, Groups: []string{"g"}},
@@ -406,7 +408,7 @@ func TestNewNamesEveryMistake(t *testing.T) {
 		},
 	})
 	for _, want := range []string{
-		"Config.Propagators", "Retention", "name topics", "After(7) is unknown", "must not be negative", "needs Groups",
+		"Config.Propagators", "Retention", "name topics", `pattern "a*"`, `pattern ""`, "After(7) is unknown", "must not be negative", "needs Groups",
 		"only for AwaitConfirmation", "named twice", "a group is empty", "shorter than Deadline",
 	} {
 		require.ErrorContains(t, err, want)

@@ -99,48 +99,60 @@ func quoted(names []string, suffix string) (out []string) {
 	return out
 }
 
-// checkPrivileges tries what every operation needs, on no row.
-func (s *sqlStore) checkPrivileges(ctx context.Context, kind txn.Dialect) error {
+// checkPrivileges names what the user may not do. SQLite has no users.
+func (s *sqlStore) checkPrivileges(ctx context.Context, kind txn.Dialect) (err error) {
 	var missing []string
-	var last error
-	for _, table := range tables {
-		for _, privilege := range []string{"SELECT", "INSERT", "UPDATE", "DELETE"} {
-			ok, err := s.may(ctx, kind, table, privilege)
-			if err != nil && !needsSetup(err) {
-				return explain("check the privileges", err)
-			}
-			if !ok {
-				missing, last = append(missing, privilege+" on "+table), err
-			}
-		}
+	switch kind {
+	case txn.Postgres:
+		missing, err = s.notGranted(ctx)
+	case txn.MySQL:
+		missing, err = s.refused(ctx)
 	}
-	if len(missing) == 0 {
-		return nil
+	if err != nil || len(missing) == 0 {
+		return err
 	}
 	return &setupError{
 		what:   "privileges are missing: " + rename(strings.Join(missing, ", "), s.prefix),
 		remedy: "GRANT SELECT, INSERT, UPDATE, DELETE ON " + rename(strings.Join(tables, ", "), s.prefix) + " TO the user of the outbox",
-		cause:  last,
 	}
 }
 
-// may reports whether the user has a privilege on a table. Databases that cannot be asked are tried.
-func (s *sqlStore) may(ctx context.Context, kind txn.Dialect, table, privilege string) (ok bool, err error) {
-	if kind == txn.Postgres {
-		err = s.once(ctx, "check the privileges", fmt.Sprintf(`SELECT has_table_privilege('%s', '%s')`, table, privilege), nil,
-			func(row txn.Scanner) error { return row.Scan(&ok) })
-		return ok, err
+// notGranted asks PostgreSQL.
+func (s *sqlStore) notGranted(ctx context.Context) (missing []string, err error) {
+	err = s.once(ctx, "check the privileges", `SELECT p || ' on ' || t FROM unnest(ARRAY[`+strings.Join(quoted(tables, ""), ", ")+`]) WITH ORDINALITY AS t(t, i)
+		CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS p WHERE NOT has_table_privilege(t, p) ORDER BY i`, nil,
+		func(row txn.Scanner) error {
+			var one string
+			err := row.Scan(&one)
+			missing = append(missing, one)
+			return err
+		})
+	return missing, err
+}
+
+// refused tries on MySQL, which cannot be asked, what every operation needs, on no row.
+func (s *sqlStore) refused(ctx context.Context) (missing []string, err error) {
+	columns := map[string]string{"millrace_lanes": "lane", "millrace_stops": "pos", "millrace_pauses": "name", "millrace_audit": "seq"}
+	for _, table := range tables {
+		column := columns[table]
+		if column == "" {
+			column = "id"
+		}
+		for _, try := range []struct{ privilege, text string }{
+			{"SELECT", `SELECT 1 FROM %[1]s WHERE 1 = 0`},
+			{"INSERT", `INSERT INTO %[1]s SELECT * FROM %[1]s WHERE 1 = 0`},
+			{"UPDATE", `UPDATE %[1]s SET %[2]s = %[2]s WHERE 1 = 0`},
+			{"DELETE", `DELETE FROM %[1]s WHERE 1 = 0`},
+		} {
+			args := []any{table, column}[:1+strings.Count(try.text, "%[2]")/2]
+			_, err := s.pool.Exec(ctx, rename(fmt.Sprintf(try.text, args...), s.prefix))
+			switch {
+			case err != nil && !needsSetup(err):
+				return nil, explain("check the privileges", err)
+			case err != nil:
+				missing = append(missing, try.privilege+" on "+table)
+			}
+		}
 	}
-	column := map[string]string{"millrace_lanes": "lane", "millrace_stops": "pos", "millrace_pauses": "name", "millrace_audit": "seq"}[table]
-	if column == "" {
-		column = "id"
-	}
-	text := map[string]string{
-		"SELECT": `SELECT 1 FROM ` + table + ` WHERE 1 = 0`,
-		"INSERT": `INSERT INTO ` + table + ` SELECT * FROM ` + table + ` WHERE 1 = 0`,
-		"UPDATE": `UPDATE ` + table + ` SET ` + column + ` = ` + column + ` WHERE 1 = 0`,
-		"DELETE": `DELETE FROM ` + table + ` WHERE 1 = 0`,
-	}[privilege]
-	_, err = s.pool.Exec(ctx, rename(text, s.prefix))
-	return err == nil, err
+	return missing, nil
 }

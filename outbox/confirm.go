@@ -355,3 +355,37 @@ func (b *Box) within(ctx context.Context, what string, fn func(ctx context.Conte
 	}
 	return txn.Run(ctx, pool, o, func(ctx context.Context, tx *txn.Tx) error { return fn(ctx, hand{tx, b, kind}) })
 }
+
+// anew lets messages that wait again begin anew: what was said against them is forgotten, and so is how often
+// they were sent. Who has confirmed need not do so again.
+func (h hand) anew(ctx context.Context, ids []string) error {
+	if _, err := h.run(ctx, `DELETE FROM millrace_confirmations WHERE outcome <> 'done' AND id IN (`+params(len(ids))+`)`, anyOf(ids)...); err != nil {
+		return err
+	}
+	type fresh struct {
+		plan     string
+		deadline time.Duration
+	}
+	plans := map[int64]fresh{}
+	err := h.ask(ctx, `SELECT pos, plan FROM millrace_outbox WHERE keep = 2 AND id IN (`+params(len(ids))+`)`, anyOf(ids), func(row txn.Scanner) error {
+		var pos int64
+		var text string
+		if err := row.Scan(&pos, &text); err != nil {
+			return err
+		}
+		var plan Plan
+		if err := json.Unmarshal([]byte(text), &plan); err != nil || plan.Sends == 0 && plan.FirstSent == 0 {
+			return nil // one that cannot be read is for the operator to see later
+		}
+		plan.Sends, plan.FirstSent = 0, 0
+		out, err := json.Marshal(plan)
+		plans[pos] = fresh{string(out), plan.Deadline}
+		return err
+	})
+	for pos, f := range plans {
+		if err == nil {
+			_, err = h.run(ctx, `UPDATE millrace_outbox SET plan = $1, keep_us = $2 WHERE pos = $3`, f.plan, micros(f.deadline), pos)
+		}
+	}
+	return err
+}

@@ -290,6 +290,32 @@ func TestAMessageOlderThanMaxAgeIsDead(t *testing.T) {
 	})
 }
 
+// What a group said against a message, and how often it was sent, count for nothing after a replay.
+func TestAReplayedMessageBeginsAnew(t *testing.T) {
+	eachAwaiting(t, outbox.Policy{Deadline: time.Millisecond, MaxAttempts: 2}, outbox.Confirming{}, func(a *awaiting) {
+		a.publish("m")
+		a.send()
+		a.says("billing", confirmation.Done, "other")
+		a.says("stock", confirmation.Done, "other")
+		a.promoted()
+		a.send()
+		a.says("billing", confirmation.Done, "m")
+		a.says("stock", confirmation.Failed, "m")
+		a.wantState("m", outbox.StateDead)
+
+		report, err := a.box.Replay(a.Context(), outbox.By{Who: "me", Why: "repaired"}, outbox.Filter{IDs: []string{"m"}}, outbox.Bulk{})
+		require.NoError(a, err)
+		require.EqualValues(a, 1, report.Done)
+		require.Len(a, a.send(), 1)
+		a.wantState("m", outbox.StateSent)
+		a.says("stock", confirmation.Done, "another")
+		a.promoted() // it has its attempts again
+		require.Len(a, a.send(), 1)
+		a.says("stock", confirmation.Done, "m")
+		a.wantState("m", outbox.StateDone)
+	})
+}
+
 func TestALateConfirmationIsRecorded(t *testing.T) {
 	var late sync.Map
 	confirming := outbox.Confirming{OnLate: func(_ context.Context, r outbox.Record, c outbox.Confirmed) {

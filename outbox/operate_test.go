@@ -195,7 +195,7 @@ func TestAReplayDoesNotTakeWhatDiesAgainMeanwhile(t *testing.T) {
 				}
 			}
 		}()
-		r, err := b.box.Replay(ctx, by, outbox.Filter{}, outbox.Bulk{Batch: 1})
+		r, err := b.box.Replay(ctx, by, outbox.Filter{}, outbox.Bulk{Batch: 2, PerSecond: 2})
 		close(stop)
 		<-done
 		b.park(held, "orders", "no_route")

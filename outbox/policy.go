@@ -37,8 +37,9 @@ func (a After) String() string {
 // Policy says what happens to messages of some topics when the broker has them. It is written into each
 // message at Publish: a change of configuration counts for those that are published after it.
 type Policy struct {
-	// Topics are names of topics, in which * stands for any characters. The first Policy that names a
-	// topic counts; a topic that none names has the zero Policy.
+	// Topics are names of topics, or patterns: words are separated by dots, * stands for one word, # for
+	// any number of words. The first Policy that names a topic counts; a topic that none names has the
+	// zero Policy.
 	Topics []string
 	// After is what becomes of the messages. Default Delete; the rest is then without meaning.
 	After After
@@ -82,8 +83,13 @@ func (p Policy) check() error {
 	wrong := func(format string, args ...any) {
 		errs = append(errs, fmt.Errorf("outbox: Config.Policies for %q: "+format, append([]any{p.Topics}, args...)...))
 	}
-	if len(p.Topics) == 0 || slices.Contains(p.Topics, "") {
+	if len(p.Topics) == 0 {
 		wrong("name topics")
+	}
+	for _, topic := range p.Topics {
+		if err := checkPattern(topic); err != nil {
+			wrong("%w", err)
+		}
 	}
 	if p.After < Delete || p.After > AwaitConfirmation {
 		wrong("%v is unknown", p.After)
@@ -174,27 +180,37 @@ func newPolicies(all []Policy, confirmTopic string) policies {
 
 func (ps policies) of(topic string) frozen {
 	for i, p := range ps.all {
-		if slices.ContainsFunc(p.Topics, func(pattern string) bool { return matches(pattern, topic) }) {
+		if slices.ContainsFunc(p.Topics, func(pattern string) bool {
+			return matches(strings.Split(pattern, "."), strings.Split(topic, "."))
+		}) {
 			return ps.frozen[i]
 		}
 	}
 	return frozen{}
 }
 
-// matches reports whether a topic has the form of a pattern, in which * stands for any characters.
-func matches(pattern, topic string) bool {
-	head, rest, wild := strings.Cut(pattern, "*")
-	if !wild {
-		return pattern == topic
-	}
-	if !strings.HasPrefix(topic, head) {
+// matches reports whether a topic is taken by a pattern, as by a binding of an AMQP topic exchange and by
+// the forwarder's routes: words are separated by dots, * stands for one word, # for any number of them.
+func matches(pattern, topic []string) bool {
+	switch {
+	case len(pattern) == 0:
+		return len(topic) == 0
+	case pattern[0] == "#":
+		for skip := range len(topic) + 1 {
+			if matches(pattern[1:], topic[skip:]) {
+				return true
+			}
+		}
 		return false
 	}
-	topic = topic[len(head):]
-	for i := 0; i <= len(topic); i++ {
-		if matches(rest, topic[i:]) {
-			return true
+	return len(topic) > 0 && (pattern[0] == "*" || pattern[0] == topic[0]) && matches(pattern[1:], topic[1:])
+}
+
+func checkPattern(pattern string) error {
+	for word := range strings.SplitSeq(pattern, ".") {
+		if word == "" || len(word) > 1 && strings.ContainsAny(word, "*#") {
+			return fmt.Errorf("pattern %q: want words between dots, * for one of them, # for any number", pattern)
 		}
 	}
-	return false
+	return nil
 }

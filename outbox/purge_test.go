@@ -19,7 +19,7 @@ var keeping = outbox.Config{Policies: []outbox.Policy{
 	{Topics: []string{"orders.*"}, After: outbox.Keep, Retention: time.Hour},
 	{Topics: []string{"refunds"}, After: outbox.AwaitConfirmation, Groups: []string{"payments", "books"}, Deadline: 2 * time.Hour, MaxAge: 3 * time.Hour},
 	{Topics: []string{"short"}, After: outbox.Keep, Retention: time.Microsecond},
-	{Topics: []string{"*.placed"}, After: outbox.AwaitConfirmation, Groups: []string{"late"}},
+	{Topics: []string{"*.placed", "deep.#"}, After: outbox.AwaitConfirmation, Groups: []string{"late"}},
 }}
 
 // sends settles all that waits for topics.
@@ -54,13 +54,13 @@ func (b *bench) with(cfg outbox.Config) *bench {
 func TestAPolicyIsFrozenInTheMessageWhenItIsPublished(t *testing.T) {
 	each(t, func(b *bench) {
 		b = b.with(keeping)
-		for _, topic := range []string{"orders.placed", "refunds", "plain", "x.placed"} {
+		for _, topic := range []string{"orders.placed", "refunds", "plain", "x.placed", "orders", "x.y.placed", "deep.er.and.deeper"} {
 			b.publish(topic, msg("of "+topic, "body"))
 		}
 		later := b.with(outbox.Config{})
-		later.sends(later.holder(), "orders.placed", "refunds", "plain", "x.placed")
+		later.sends(later.holder(), "orders.placed", "refunds", "plain", "x.placed", "orders", "x.y.placed", "deep.er.and.deeper")
 		sent := b.sent()
-		require.Len(b, sent, 3, "a topic that no policy names is deleted")
+		require.Len(b, sent, 4, "a topic that no policy names is deleted")
 		slices.SortFunc(sent, func(x, y outboxtest.Sent) int { return int(x.Pos - y.Pos) })
 		require.Equal(b, outbox.Keep, sent[0].After, "the first policy that names a topic counts")
 		require.InDelta(b, time.Hour.Seconds(), sent[0].Expires.Seconds(), 60)
@@ -68,6 +68,7 @@ func TestAPolicyIsFrozenInTheMessageWhenItIsPublished(t *testing.T) {
 		require.Equal(b, outbox.AwaitConfirmation, sent[1].After)
 		require.InDelta(b, 2*time.Hour.Seconds(), sent[1].Due.Seconds(), 60)
 		require.Zero(b, sent[1].Expires)
+		require.Equal(b, "deep.er.and.deeper", sent[3].Topic)
 		require.InDelta(b, time.Minute.Seconds(), sent[2].Due.Seconds(), 30, "the default")
 		var plan string
 		require.NoError(b, b.raw.QueryRow(`SELECT plan FROM millrace_sent WHERE topic = 'refunds'`).Scan(&plan))

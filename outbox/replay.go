@@ -2,19 +2,12 @@ package outbox
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
-	"github.com/millrace-go/millrace/internal/meta"
 	"github.com/millrace-go/millrace/internal/txn"
 )
-
-// MetadataReplaces is the metadata of an edited message that holds the id of the one that it was made of.
-const MetadataReplaces = meta.Prefix + "replaces"
 
 // Bulk says how something is done to many messages.
 type Bulk struct {
@@ -92,6 +85,13 @@ func seqsOf(rows []chosen) (seqs []int64) {
 	return seqs
 }
 
+func lanesOfChosen(rows []chosen) (lanes uint64) {
+	for _, r := range rows {
+		lanes |= 1 << r.lane
+	}
+	return lanes
+}
+
 // bulk does something to the messages of a filter, batch by batch.
 func (b *Box) bulk(ctx context.Context, by By, action string, f Filter, o Bulk, do func(hand, source, []chosen) ([]chosen, error)) (Report, error) {
 	s, where, err := f.where()
@@ -109,14 +109,15 @@ func (b *Box) bulk(ctx context.Context, by By, action string, f Filter, o Bulk, 
 		return r, err
 	}
 	err = b.byHand(ctx, action, func(h hand) (err error) {
-		r.Audit, err = h.audit(ctx, by, action, f, 0, false)
+		r.Audit, err = h.audit(ctx, by, action, f, 0, last == 0)
 		return err
 	})
 	began := time.Now()
 	retries := 0
 	for after := int64(0); err == nil && after < last; {
 		var next int64
-		var n, done int
+		var n int
+		var done []chosen
 		err = b.byHand(ctx, action, func(h hand) (err error) {
 			next, n, done, err = h.batch(ctx, r.Audit, f, o, after, last, do)
 			return err
@@ -129,8 +130,9 @@ func (b *Box) bulk(ctx context.Context, by By, action string, f Filter, o Bulk, 
 			break
 		}
 		after = next
-		r.Done += int64(done)
-		r.Skipped += int64(n - done)
+		r.Done += int64(len(done))
+		r.Skipped += int64(n - len(done))
+		b.wakes.signal(lanesOfChosen(done))
 		err = o.pause(ctx, began, r.Done)
 	}
 	return r, err
@@ -154,10 +156,10 @@ func (o Bulk) pause(ctx context.Context, began time.Time, done int64) error {
 // batch does something to the next messages, and answers with the last one of them: last if there was none.
 func (h hand) batch(ctx context.Context, audit int64, f Filter, o Bulk, after, last int64,
 	do func(hand, source, []chosen) ([]chosen, error),
-) (next int64, n, done int, err error) {
+) (next int64, n int, done []chosen, err error) {
 	s, where, err := f.where()
 	if err != nil {
-		return 0, 0, 0, err
+		return 0, 0, nil, err
 	}
 	where.add(s.seq+" > ?", after)
 	where.add(s.seq+" <= ?", last)
@@ -177,19 +179,18 @@ func (h hand) batch(ctx context.Context, audit int64, f Filter, o Bulk, after, l
 		return err
 	})
 	if err != nil {
-		return 0, 0, 0, err
+		return 0, 0, nil, err
 	}
 	next = last
-	var finished []chosen
 	if len(rows) > 0 {
 		next = rows[len(rows)-1].seq
-		if finished, err = do(h, s, rows); err != nil {
-			return 0, 0, 0, err
+		if done, err = do(h, s, rows); err != nil {
+			return 0, 0, nil, err
 		}
 	}
 	_, err = h.run(ctx, `UPDATE millrace_audit SET affected = affected + $1, finished = `+truth(next == last)+` WHERE seq = $2`,
-		len(finished), audit)
-	return next, len(rows), len(finished), err
+		len(done), audit)
+	return next, len(rows), done, err
 }
 
 // replay puts rows back into the outbox, but for those whose id waits there.
@@ -221,93 +222,18 @@ func (h hand) replay(ctx context.Context, by By, s source, rows []chosen) ([]cho
 		return nil, fmt.Errorf("%w: %w", ErrDuplicateMessage, quiet(err))
 	}
 	if err == nil {
+		err = h.anew(ctx, idsOf(back))
+	}
+	if err == nil {
 		err = h.event(ctx, idsOf(back), eventReplayed, "", by)
 	}
 	if err == nil {
 		err = h.remove(ctx, s, back)
 	}
-	var lanes uint64
-	for _, r := range back {
-		lanes |= 1 << r.lane
-	}
-	defer h.box.wakes.signal(lanes) // a look too early finds nothing; polling finds it later
 	return back, err
 }
 
 func (h hand) remove(ctx context.Context, s source, rows []chosen) error {
 	_, err := h.run(ctx, `DELETE FROM `+s.table+` WHERE `+s.seq+` IN (`+list(seqsOf(rows))+`)`)
 	return err
-}
-
-// ReplayEdited publishes msg in the place of the dead message with an id, which is deleted. msg must have
-// an id of its own, because consumers may have seen the other one; its metadata MetadataReplaces, and the
-// history of both, tell of the other. An empty topic is that of the dead message. Delay, schedule name and
-// key are what msg says. See Find for the content to begin with.
-func (b *Box) ReplayEdited(ctx context.Context, by By, id, topic string, msg *message.Message) error {
-	if err := by.check(); err != nil {
-		return err
-	}
-	if msg != nil && msg.UUID == id {
-		return fmt.Errorf("%w: an edited message needs an id of its own", ErrInvalidMessage)
-	}
-	var lanes uint64
-	err := b.byHand(ctx, "edit", func(h hand) error {
-		var seq int64
-		was := ""
-		err := h.ask(ctx, `SELECT seq, topic FROM millrace_dead WHERE id = $1 ORDER BY seq DESC LIMIT 1`+h.free(), []any{id},
-			func(row txn.Scanner) error { return row.Scan(&seq, &was) })
-		if err == nil && seq == 0 {
-			err = fmt.Errorf("%w: dead message %q", ErrNotFound, id)
-		}
-		if err != nil {
-			return err
-		}
-		if topic == "" {
-			topic = was
-		}
-		entries, err := b.encode(ctx, topic, msg)
-		if err != nil {
-			return err
-		}
-		lanes = lanesOf(entries)
-		return h.edit(ctx, by, seq, id, entries)
-	})
-	if err == nil {
-		b.wakes.signal(lanes)
-	}
-	return err
-}
-
-func (h hand) edit(ctx context.Context, by By, seq int64, id string, entries []entry) (err error) {
-	e := &entries[0]
-	if e.metadata, err = withMetadata(e.metadata, MetadataReplaces, id); err != nil {
-		return err
-	}
-	for _, s := range insertions(h.kind, h.box.cfg.Prefix, entries) {
-		n, err := h.Exec(ctx, s.SQL, s.Args...)
-		if err := s.Check(n, err); err != nil {
-			return err
-		}
-	}
-	if _, err := h.run(ctx, `DELETE FROM millrace_dead WHERE seq = $1`, seq); err != nil {
-		return err
-	}
-	if err := h.event(ctx, []string{id}, eventEdited, e.id, by); err != nil {
-		return err
-	}
-	if err := h.event(ctx, []string{e.id}, eventEdit, id, by); err != nil {
-		return err
-	}
-	_, err = h.audit(ctx, by, "edit", map[string]string{"id": id, "new_id": e.id}, 1, true)
-	return err
-}
-
-func withMetadata(text, name, value string) (string, error) {
-	m := map[string]string{}
-	if err := json.Unmarshal([]byte(text), &m); err != nil {
-		return "", err
-	}
-	m[name] = value
-	out, err := json.Marshal(m)
-	return string(out), err
 }

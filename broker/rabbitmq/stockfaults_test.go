@@ -112,6 +112,25 @@ var stockFaults = map[string]func(t *testing.T, url string, by pieces) error{
 			return errors.New("it was lost")
 		}
 	},
+	"a message that was dead-lettered before reaches the handler": func(t *testing.T, url string, by pieces) error {
+		out, err := by.subscriber(t, amqp.NewDurableQueueConfig(url)).Subscribe(t.Context(), "orders")
+		require.NoError(t, err)
+		require.NoError(t, raw(t, url).PublishWithContext(t.Context(), "", "orders", true, false, amqp091.Publishing{
+			MessageId: "m", Body: []byte("p"),
+			Headers: amqp091.Table{
+				amqp.DefaultMessageUUIDHeaderKey: "m",
+				"x-death":                        []any{amqp091.Table{"count": int64(1), "queue": "retry"}},
+			},
+		}))
+		select {
+		case msg := <-out:
+			msg.Ack()
+			require.Equal(t, "m", msg.UUID)
+			return nil
+		case <-time.After(noMessage):
+			return errors.New("it never came")
+		}
+	},
 	"a message that cannot be encoded is an error, in a transaction too": func(t *testing.T, url string, by pieces) error {
 		cfg := amqp.NewDurableQueueConfig(url)
 		cfg.Publish.Transactional = true

@@ -13,6 +13,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/millrace-go/millrace/broker/redisstreams"
 	"github.com/millrace-go/millrace/internal/testenv"
 )
 
@@ -157,4 +158,50 @@ func TestFaultsOfTheStockPiecesAreNotOurs(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A stream that is kept small by the stock publisher loses what nobody has read. Ours is trimmed by who has
+// read it.
+func TestAStreamIsKeptSmallWithoutLossOtherThanByTheStockPublisher(t *testing.T) {
+	t.Parallel()
+	const n = 1000
+	unread := func(t *testing.T, url string) int64 {
+		c := client(t, url)
+		got, err := c.XReadGroup(t.Context(), &redis.XReadGroupArgs{Group: "g", Consumer: "c", Streams: []string{"orders", ">"}, Count: 2 * n}).Result()
+		require.NoError(t, err)
+		for _, entry := range got[0].Messages {
+			require.NoError(t, c.XAck(t.Context(), "orders", "g", entry.ID).Err())
+		}
+		return int64(len(got[0].Messages))
+	}
+	t.Run("ours", func(t *testing.T) {
+		t.Parallel()
+		url := testenv.OwnRedis(t).URL
+		c := client(t, url)
+		require.NoError(t, c.XGroupCreateMkStream(t.Context(), "orders", "g", "0").Err())
+		trimmer, err := redisstreams.NewTrimmer(redisstreams.TrimmerConfig{
+			Client: c, Streams: map[string][]string{"orders": {"g"}}, Keep: time.Nanosecond,
+		})
+		require.NoError(t, err)
+		publish(t, publisher(t, quick(url)), "orders", numbered("", 0, n)...)
+		_, err = trimmer.Trim(t.Context(), "orders")
+		require.NoError(t, err)
+		require.EqualValues(t, n, unread(t, url))
+		_, err = trimmer.Trim(t.Context(), "orders")
+		require.NoError(t, err)
+		require.Less(t, c.XLen(t.Context(), "orders").Val(), int64(n))
+	})
+	if !testenv.Full() {
+		return
+	}
+	t.Run("stock", func(t *testing.T) {
+		t.Parallel()
+		url := testenv.OwnRedis(t).URL
+		c := client(t, url)
+		require.NoError(t, c.XGroupCreateMkStream(t.Context(), "orders", "g", "0").Err())
+		p, err := wmredis.NewPublisher(wmredis.PublisherConfig{Client: client(t, url), DefaultMaxlen: 10}, watermill.NopLogger{})
+		require.NoError(t, err)
+		require.NoError(t, p.Publish("orders", numbered("", 0, n)...))
+		require.Less(t, unread(t, url), int64(n), "the stock publisher keeps this promise now")
+	})
 }

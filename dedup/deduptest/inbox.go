@@ -114,7 +114,7 @@ func (s *inboxSuite) copyDuring(end error) bool {
 	select {
 	case seen := <-copySeen:
 		return seen
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		s.Fatal("the copy waits though the transaction has ended")
 		return false
 	}

@@ -214,8 +214,15 @@ func forgotten(s *suite) {
 func renewedRecord(s *suite) {
 	req := s.request("a", Lease)
 	req.TTL = Lease
-	s.claimWith(s.key, req)
-	s.mustRenew("a", long, true)
+	// On a busy machine the record may be over before it is renewed: then it is begun again.
+	s.until("renewed in time", func() bool {
+		s.claimWith(s.key, req)
+		ok, err := s.store.Renew(s.Context(), s.key, "a", long)
+		if err != nil {
+			s.Fatal(err)
+		}
+		return ok
+	})
 	end := time.Now().Add(2 * Lease)
 	s.until("the first life of the record is over", func() bool {
 		s.mustAnswer("b", dedup.Busy)

@@ -122,14 +122,14 @@ func (s *suite) mustRelease(owner string, fresh bool) {
 // until asks again and again; stores are measured by their own clocks, so there is nothing to advance.
 func (s *suite) until(what string, cond func() bool) {
 	s.Helper()
-	ctx, cancel := context.WithTimeout(s.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(s.Context(), 30*time.Second)
 	defer cancel()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for !cond() {
 		select {
 		case <-ctx.Done():
-			s.Fatalf("after 10 s still not: %s", what)
+			s.Fatalf("after 30 s still not: %s", what)
 		case <-tick.C:
 		}
 	}

@@ -5,13 +5,15 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // backlogCase is a drain of an outbox in which very much waits: what it costs to have a backlog.
 func backlogName(sc scale) string { return fmt.Sprintf("backlog/%dk", sc.huge/1000) }
 
 func backlogCases(sc scale) []benchCase {
-	d := drain{n: sc.huge, broker: streams}
+	d := drain{n: sc.huge, broker: streams, once: true}
 	c := benchCase{
 		name: backlogName(sc), title: fmt.Sprintf("%d messages waiting, to Redis", sc.huge), explain: backlogExplained, rounds: 1,
 		columns: append(slices.Clone(drainColumns), column{"slowest tenth, % of the fastest", extra("flat"), 0}),
@@ -21,6 +23,23 @@ func backlogCases(sc scale) []benchCase {
 		return d.measure(ctx, b, p, "millrace")
 	}}}
 	return []benchCase{c}
+}
+
+// fillMany publishes one message in ten and has the server copy the rest, under new ids.
+func fillMany(ctx context.Context, d database, topic string, n int) error {
+	const times = 10
+	if err := fillOurs(ctx, d, topic, n/times, 0); err != nil {
+		return err
+	}
+	conn, err := pgx.Connect(ctx, d.URL)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	_, err = conn.Exec(ctx, `INSERT INTO millrace_outbox (id, lane, topic, order_key, size, metadata, payload)
+		SELECT gen_random_uuid()::text, lane, topic, order_key, size, metadata, payload
+		FROM generate_series(2, $1::int), millrace_outbox`, times)
+	return err
 }
 
 // flatness looks at how much was moved in each tenth of the time.

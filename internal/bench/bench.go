@@ -57,8 +57,8 @@ func (sc scale) patience(slow bool) time.Duration {
 
 var scales = map[string]scale{
 	"smoke": {"smoke", 1, 300, 1000, 2000, 500 * time.Millisecond, 200 * time.Millisecond, 50, 5, true},
-	"quick": {"quick", 3, 20_000, 200_000, 1_000_000, 3 * time.Second, 3 * time.Second, 10_000, 20, false},
-	"full":  {"full", 3, 20_000, 200_000, 1_000_000, 15 * time.Second, 15 * time.Second, 10_000, 20, true},
+	"quick": {"quick", 3, 20_000, 200_000, 1_000_000, 2500 * time.Millisecond, 2500 * time.Millisecond, 10_000, 20, false},
+	"full":  {"full", 3, 20_000, 200_000, 1_000_000, 15 * time.Second, 10 * time.Second, 10_000, 20, true},
 }
 
 // bench runs cases.

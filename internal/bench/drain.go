@@ -17,6 +17,7 @@ type drain struct {
 	broker    string
 	keys      int
 	roundTrip time.Duration
+	once      bool // the database is made for one run
 }
 
 func (d drain) name() string {
@@ -100,12 +101,21 @@ func (d drain) prepare(ctx context.Context, b *bench, p *params, source string) 
 		case "oagudo":
 			return fillOagudo(ctx, at, d.n)
 		}
+		if d.once {
+			return fillMany(ctx, at, topic, d.n)
+		}
 		return fillOurs(ctx, at, topic, d.n, d.keys)
 	})
 	if err != nil {
 		return nil, err
 	}
-	name, address, err := b.fleet.clone(ctx, template)
+	name, address := template, ""
+	if d.once {
+		delete(b.templates, key)
+		address, err = b.fleet.address(ctx, template)
+	} else {
+		name, address, err = b.fleet.clone(ctx, template)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -147,10 +157,12 @@ func drainCases(sc scale) []benchCase {
 	}
 	for _, to := range []string{classic, quorum, streams} {
 		who := []string{millraceName, stockName, tunedName, oagudoName, rawName}
-		if to == quorum && !sc.extras {
+		switch {
+		case to == quorum && !sc.extras:
 			who = []string{millraceName, rawName}
-		}
-		if to == streams {
+		case !sc.extras:
+			who = []string{millraceName, stockName, tunedName, rawName}
+		case to == streams:
 			who = append(who, rawDBName)
 		}
 		add(drain{n: sc.small, broker: to}, fmt.Sprintf("Drain of %d messages to %s", sc.small, to), drainExplained[to], who...)
@@ -172,7 +184,7 @@ func drainCases(sc scale) []benchCase {
 	}
 	for _, keys := range []int{sc.keys, sc.few} {
 		for _, to := range []string{classic, quorum, streams} {
-			if to == quorum && !sc.extras {
+			if !sc.extras {
 				continue
 			}
 			add(drain{n: sc.small, broker: to, keys: keys},

@@ -283,11 +283,14 @@ func latencyCases(sc scale) (all []benchCase) {
 		all = append(all, c)
 	}
 	for _, to := range []string{classic, streams} {
+		if !sc.extras {
+			add(latency{broker: to, rate: 200}, millraceName, outsideName)
+			add(latency{broker: to, rate: 200, foreign: true}, millraceName)
+			continue
+		}
 		add(latency{broker: to, rate: 200}, millraceName, outsideName, stockName, tunedName)
 		add(latency{broker: to, rate: 200, foreign: true}, millraceName, tunedName)
-		if sc.extras {
-			add(latency{broker: to, rate: 1000}, millraceName, outsideName, tunedName)
-		}
+		add(latency{broker: to, rate: 1000}, millraceName, outsideName, tunedName)
 	}
 	return all
 }

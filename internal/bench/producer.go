@@ -139,6 +139,9 @@ func producerCases(sc scale) (all []benchCase) {
 			explain: producerExplained, columns: producerColumns,
 		}
 		for _, way := range []string{rowOnly, withStock, withOurs} {
+			if way == withStock && !sc.extras {
+				continue
+			}
 			c.contenders = append(c.contenders, p.contender(way))
 		}
 		all = append(all, c)

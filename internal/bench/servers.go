@@ -154,12 +154,17 @@ func (f *fleet) clone(ctx context.Context, template string) (name, address strin
 	if err := f.admin(ctx, "CHECKPOINT"); err != nil {
 		return "", "", err
 	}
+	address, err = f.address(ctx, name)
+	return name, address, err
+}
+
+// address is that of a database of PostgreSQL.
+func (f *fleet) address(ctx context.Context, name string) (string, error) {
 	a, err := f.server(ctx, servers.Postgres)
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
-	address, err = servers.PostgresDatabase(a.URL, name)
-	return name, address, err
+	return servers.PostgresDatabase(a.URL, name)
 }
 
 func (f *fleet) drop(ctx context.Context, name string) error {

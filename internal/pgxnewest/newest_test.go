@@ -6,7 +6,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"os"
 	"os/exec"
 	"regexp"
 	"testing"
@@ -33,7 +32,6 @@ func TestTransactionsAreTruthfulWithTheNewestPgx(t *testing.T) {
 	t.Parallel()
 	const outcomes = "CutCommit|CancelAtAnyMoment|CannotBeFoundOut|Witness|Transactions|Handle|Hooks|Events|Commit"
 	cmd := exec.CommandContext(t.Context(), "go", "test", "-v", "-race", "-count=1", "-run", "("+outcomes+")/^pgx", "github.com/millrace-go/millrace")
-	cmd.Env = append(os.Environ(), "GOFLAGS=-mod=readonly")
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	for _, driver := range []string{"pgx", "pgx-stdlib"} {

@@ -43,6 +43,16 @@ func lookup(ctx context.Context, identity any) (*Tx, bool) {
 	return nil, false
 }
 
+// holds tells whether a transaction of that database is open around ctx, also one that is set aside.
+func holds(ctx context.Context, identity any) bool {
+	for n := nodes(ctx); n != nil; n = n.outer {
+		if n.identity == identity && n.tx != nil && n.tx.holds() {
+			return true
+		}
+	}
+	return false
+}
+
 // Current returns the one transaction in ctx, or that of identity if it is not nil.
 func Current(ctx context.Context, identity any) (*Tx, error) {
 	if identity != nil {

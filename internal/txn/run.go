@@ -45,9 +45,6 @@ func Run(ctx context.Context, p Beginner, o Options, fn func(context.Context, *T
 			return open.nested(ctx, fn)
 		}
 	case RequiresNew:
-		if isOpen && p.Single() {
-			return fmt.Errorf("%w: RequiresNew would wait for ever for the open transaction", ErrUnsupported)
-		}
 		isOpen = false
 	}
 	if isOpen {
@@ -202,9 +199,11 @@ func once(ctx context.Context, p Beginner, o Options, fn func(context.Context, *
 // begin waits for a connection as long as ctx lasts, but not while the caller holds another one: with enough such
 // callers nobody would ever give one back.
 func begin(ctx context.Context, p Beginner, o Options) (Conn, error) {
-	open, holds := From(ctx, p)
-	if !holds || open.Err() != nil {
+	if !holds(ctx, p.Identity()) {
 		return p.Begin(ctx, o)
+	}
+	if p.Single() {
+		return nil, fmt.Errorf("%w: a second transaction would wait for ever for the open one", ErrUnsupported)
 	}
 	limit := p.Settings().SecondTimeout
 	short, cancel := context.WithTimeout(ctx, limit)

@@ -90,6 +90,13 @@ func (t *Tx) err() error {
 	return nil
 }
 
+// holds tells whether the transaction has its connection.
+func (t *Tx) holds() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.status != ended
+}
+
 // Attach returns the value of key, made by the first caller. A value that is a Flusher takes part in
 // every flush, in order of attachment.
 func (t *Tx) Attach(key any, make func() any) (any, error) {

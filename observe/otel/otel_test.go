@@ -12,13 +12,10 @@ import (
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.opentelemetry.io/otel/trace"
-	"go.uber.org/goleak"
 
 	"github.com/millrace-go/millrace/forwarder"
 	"github.com/millrace-go/millrace/observe/otel"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // traced is a Tracing, the spans that have ended, and a tracer of the application.
 func traced(t *testing.T) (*otel.Tracing, func(name string) tracetest.SpanStub, trace.Tracer) {

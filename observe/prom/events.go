@@ -15,7 +15,6 @@ type events struct {
 
 	published, settled, refused, parked, dropped, lanes *prometheus.CounterVec
 	age, duration, batch, attempts                      *prometheus.HistogramVec
-	up                                                  *prometheus.GaugeVec
 }
 
 func newEvents(labels prometheus.Labels, topics *topics) *events {
@@ -42,15 +41,12 @@ func newEvents(labels prometheus.Labels, topics *topics) *events {
 			[]float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}),
 		batch:    histogram("batch_messages", "Messages in one call of the publisher.", []float64{1, 2, 5, 10, 25, 50, 100, 250, 500, 1000}),
 		attempts: histogram("delivery_attempts", "Attempts that a delivered message took.", []float64{1, 2, 3, 4, 5, 7, 10, 15, 20}),
-		up: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "millrace_forwarder_destination_up", Help: "1 if the destination answers. Absent until it has ceased to.", ConstLabels: labels,
-		}, []string{"destination"}),
 	}
 }
 
 func (e *events) all() []prometheus.Collector {
 	return []prometheus.Collector{
-		e.published, e.settled, e.refused, e.parked, e.dropped, e.lanes, e.age, e.duration, e.batch, e.attempts, e.up,
+		e.published, e.settled, e.refused, e.parked, e.dropped, e.lanes, e.age, e.duration, e.batch, e.attempts,
 	}
 }
 
@@ -94,13 +90,6 @@ func (e *events) observer() forwarder.Observer {
 			e.lanes.WithLabelValues("taken").Add(float64(c.Taken))
 			e.lanes.WithLabelValues("handed_over").Add(float64(c.HandedOver))
 			e.lanes.WithLabelValues("lost").Add(float64(c.Lost))
-		},
-		OnDestination: func(_ context.Context, destination string, err error) {
-			up := 1.0
-			if err != nil {
-				up = 0
-			}
-			e.up.WithLabelValues(destination).Set(up)
 		},
 	}
 }

@@ -3,7 +3,6 @@ package prom_test
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -48,12 +47,8 @@ func TestEventsAreCountedUnderTheirLabels(t *testing.T) {
 	o.OnParked(ctx, batch.Messages[1], forwarder.Failure{Reason: "no_route"})
 	o.OnDropped(ctx, batch, forwarder.DropPaused)
 	o.OnLanes(ctx, forwarder.LaneChange{Taken: 5, Lost: 2})
-	o.OnDestination(ctx, "rabbit", errors.New("down"))
 
 	require.NoError(t, testutil.GatherAndCompare(r, strings.NewReader(`
-# HELP millrace_forwarder_destination_up 1 if the destination answers. Absent until it has ceased to.
-# TYPE millrace_forwarder_destination_up gauge
-millrace_forwarder_destination_up{destination="rabbit"} 0
 # HELP millrace_forwarder_dropped_messages_total Messages that were read and not published for now: paused, cancelled.
 # TYPE millrace_forwarder_dropped_messages_total counter
 millrace_forwarder_dropped_messages_total{destination="rabbit",reason="paused"} 2
@@ -72,7 +67,7 @@ millrace_forwarder_publishes_total{destination="rabbit",outcome="refused",topic=
 # HELP millrace_forwarder_settled_messages_total Messages that the broker has and that are gone from the outbox.
 # TYPE millrace_forwarder_settled_messages_total counter
 millrace_forwarder_settled_messages_total{destination="rabbit",topic="orders"} 1
-`), "millrace_forwarder_destination_up", "millrace_forwarder_dropped_messages_total", "millrace_forwarder_lane_changes_total",
+`), "millrace_forwarder_dropped_messages_total", "millrace_forwarder_lane_changes_total",
 		"millrace_forwarder_parked_messages_total", "millrace_forwarder_publishes_total", "millrace_forwarder_settled_messages_total"))
 
 	for name, want := range map[string]struct {
@@ -138,10 +133,16 @@ func TestTheStateOfOutboxAndForwarderIsShownAndAnOutageIsTold(t *testing.T) {
 		require.NoError(t, box.Publish(t.Context(), fmt.Sprint("topic-", i), message.NewMessage(fmt.Sprint(i), nil)))
 	}
 	c, r := collector(t, prom.Config{Box: box, Interval: time.Nanosecond, MaxTopics: 2, Labels: prometheus.Labels{"service": "shop"}})
-	fwd, err := forwarder.New(box, nowhere{}, forwarder.Config{Observers: []forwarder.Observer{c.Observer()}})
+	fwd, err := forwarder.New(box, nowhere{}, forwarder.Config{Destination: "rabbit", Observers: []forwarder.Observer{c.Observer()}})
 	require.NoError(t, err)
 	c.Watch(fwd)
 	require.NoError(t, testutil.GatherAndCompare(r, strings.NewReader(`
+# HELP millrace_forwarder_destination_paused 1 if nothing is sent to the destination because somebody paused it.
+# TYPE millrace_forwarder_destination_paused gauge
+millrace_forwarder_destination_paused{destination="rabbit",service="shop"} 0
+# HELP millrace_forwarder_destination_up 1 if the destination answers, as far as is known.
+# TYPE millrace_forwarder_destination_up gauge
+millrace_forwarder_destination_up{destination="rabbit",service="shop"} 1
 # HELP millrace_forwarder_healthy 1 if Health has nothing to say.
 # TYPE millrace_forwarder_healthy gauge
 millrace_forwarder_healthy{service="shop"} 0
@@ -168,7 +169,7 @@ millrace_outbox_messages{service="shop",state="sent",topic="topic-1"} 0
 # HELP millrace_outbox_stats_success 1 if the outbox could be asked; if not, the others of millrace_outbox are absent.
 # TYPE millrace_outbox_stats_success gauge
 millrace_outbox_stats_success{service="shop"} 1
-`), "millrace_forwarder_healthy", "millrace_forwarder_running", "millrace_outbox_messages", "millrace_outbox_stats_success"))
+`), "millrace_forwarder_destination_paused", "millrace_forwarder_destination_up", "millrace_forwarder_healthy", "millrace_forwarder_running", "millrace_outbox_messages", "millrace_outbox_stats_success"))
 
 	require.NoError(t, raw.Close())
 	require.NoError(t, testutil.GatherAndCompare(r, strings.NewReader(`
@@ -177,6 +178,47 @@ millrace_outbox_stats_success{service="shop"} 1
 millrace_outbox_stats_success{service="shop"} 0
 `), "millrace_outbox_stats_success", "millrace_outbox_messages"))
 }
+
+func TestAForwardersEventsArriveAtTheCollector(t *testing.T) {
+	t.Parallel()
+	raw, err := sql.Open("pgx", testenv.Postgres(t))
+	require.NoError(t, err)
+	defer raw.Close()
+	box, err := outbox.New(millrace.SQL(raw), outbox.Config{AllowOutsideTx: true})
+	require.NoError(t, err)
+	require.NoError(t, box.Migrate(t.Context()))
+	c, r := collector(t, prom.Config{Box: box, Interval: time.Nanosecond})
+	fwd, err := forwarder.New(box, everywhere{}, forwarder.Config{Observers: []forwarder.Observer{c.Observer()}})
+	require.NoError(t, err)
+	c.Watch(fwd)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- fwd.Run(ctx) }()
+	for i := range 20 {
+		require.NoError(t, box.Publish(t.Context(), "orders", message.NewMessage(fmt.Sprint(i), nil)))
+	}
+	testenv.Eventually(t, time.Minute, "20 settled messages", func() bool {
+		families, err := r.Gather()
+		require.NoError(t, err)
+		for _, f := range families {
+			if f.GetName() == "millrace_forwarder_settled_messages_total" {
+				return f.GetMetric()[0].GetCounter().GetValue() == 20
+			}
+		}
+		return false
+	})
+	n, total := histogram(t, r, "millrace_forwarder_delivery_attempts")
+	require.EqualValues(t, 20, n)
+	require.EqualValues(t, 20, total)
+	cancel()
+	require.NoError(t, <-ended)
+}
+
+// everywhere is a publisher that takes everything.
+type everywhere struct{}
+
+func (everywhere) Publish(string, ...*message.Message) error { return nil }
+func (everywhere) Close() error                              { return nil }
 
 // nowhere is a publisher that nobody calls.
 type nowhere struct{}

@@ -21,24 +21,26 @@ func flag(b bool) float64 {
 }
 
 // forwarderDescs describe the state of a forwarder.
-type forwarderDescs struct{ running, healthy, lanes, memory, flight, unsettled *prometheus.Desc }
+type forwarderDescs struct{ running, healthy, lanes, up, paused, memory, flight, unsettled *prometheus.Desc }
 
 func newForwarderDescs(labels prometheus.Labels) forwarderDescs {
-	desc := func(name, help string) *prometheus.Desc {
-		return prometheus.NewDesc("millrace_forwarder_"+name, help, nil, labels)
+	desc := func(name, help string, names ...string) *prometheus.Desc {
+		return prometheus.NewDesc("millrace_forwarder_"+name, help, names, labels)
 	}
 	return forwarderDescs{
 		running:   desc("running", "1 while Run runs."),
 		healthy:   desc("healthy", "1 if Health has nothing to say."),
 		lanes:     desc("lanes", "Lanes held, of 64 over all replicas."),
-		memory:    desc("read_messages", "Messages in memory: to be published, in flight, or to be settled."),
-		flight:    desc("in_flight_messages", "Messages with the publisher."),
-		unsettled: desc("unsettled_messages", "Messages with the publisher, or answered and not yet stored."),
+		up:        desc("destination_up", "1 if the destination answers, as far as is known.", "destination"),
+		paused:    desc("destination_paused", "1 if nothing is sent to the destination because somebody paused it.", "destination"),
+		memory:    desc("read_messages", "Messages in memory: to be published, in flight, or to be settled.", "destination"),
+		flight:    desc("in_flight_messages", "Messages with the publisher.", "destination"),
+		unsettled: desc("unsettled_messages", "Messages with the publisher, or answered and not yet stored.", "destination"),
 	}
 }
 
 func (d forwarderDescs) describe(to chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{d.running, d.healthy, d.lanes, d.memory, d.flight, d.unsettled} {
+	for _, desc := range []*prometheus.Desc{d.running, d.healthy, d.lanes, d.up, d.paused, d.memory, d.flight, d.unsettled} {
 		to <- desc
 	}
 }
@@ -48,9 +50,13 @@ func (d forwarderDescs) collect(to chan<- prometheus.Metric, f *forwarder.Forwar
 	gauge(to, d.running, flag(s.Running))
 	gauge(to, d.healthy, flag(f.Health(context.Background()) == nil)) // it asks nobody
 	gauge(to, d.lanes, float64(s.Lanes))
-	gauge(to, d.memory, float64(s.Read))
-	gauge(to, d.flight, float64(s.Flying))
-	gauge(to, d.unsettled, float64(s.Pending))
+	for _, dest := range s.Destinations {
+		gauge(to, d.up, flag(dest.Err == nil), dest.Name)
+		gauge(to, d.paused, flag(dest.Paused), dest.Name)
+		gauge(to, d.memory, float64(dest.Read), dest.Name)
+		gauge(to, d.flight, float64(dest.Flying), dest.Name)
+		gauge(to, d.unsettled, float64(dest.Pending), dest.Name)
+	}
 }
 
 // outboxDescs describe what lies in an outbox.

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,6 +28,7 @@ import (
 
 	"github.com/millrace-go/millrace"
 	"github.com/millrace-go/millrace/forwarder"
+	"github.com/millrace-go/millrace/internal/fault/proxy"
 	"github.com/millrace-go/millrace/internal/testenv"
 	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/outbox/takeover"
@@ -44,6 +47,7 @@ const (
 type service struct {
 	*testing.T
 	mysql bool
+	url   string
 	raw   *stdsql.DB
 	db    millrace.DB
 	box   *outbox.Box
@@ -68,18 +72,17 @@ func on(t *testing.T, test func(s *service), drivers ...string) {
 func open(t *testing.T, driver string) *service {
 	t.Helper()
 	s := &service{T: t, mysql: driver == "mysql", heard: &broker{}}
-	url := ""
 	if s.mysql {
-		url = testenv.MariaDB(t)
+		s.url = testenv.MariaDB(t)
 	} else {
-		url = testenv.Postgres(t)
+		s.url = testenv.Postgres(t)
 	}
 	var err error
-	s.raw, err = stdsql.Open(strings.Replace(driver, "pgxpool", "pgx", 1), url)
+	s.raw, err = stdsql.Open(strings.Replace(driver, "pgxpool", "pgx", 1), s.url)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.raw.Close() })
 	if driver == "pgxpool" {
-		pool, err := pgxpool.New(t.Context(), url)
+		pool, err := pgxpool.New(t.Context(), s.url)
 		require.NoError(t, err)
 		t.Cleanup(pool.Close)
 		s.db = pgxtx.Pool(pool)
@@ -553,6 +556,47 @@ func TestTwoTakeoversTakeTurns(t *testing.T) {
 		require.ElementsMatch(s, ids, s.heard.ids())
 		require.NoError(s, errors.Join(stop1(), stop2()))
 	})
+}
+
+// The request or the answer of COMMIT is lost, again and again.
+func TestATakeoverWhoseCommitsAreCutLosesAndDoublesNothing(t *testing.T) {
+	t.Parallel()
+	s := open(t, "pgx")
+	s.initialise()
+	ids := s.publish("cut", 100)
+	u, err := url.Parse(s.url)
+	require.NoError(t, err)
+	p := proxy.New(t, u.Host)
+	u.Host = p.Addr
+	raw, err := stdsql.Open("pgx", u.String())
+	require.NoError(t, err)
+	defer raw.Close()
+	db := millrace.SQL(raw)
+	box, err := outbox.New(db, outbox.Config{})
+	require.NoError(t, err)
+	tk, err := takeover.New(db, box, s.cfg)
+	require.NoError(t, err)
+
+	var cuts atomic.Int32
+	var arm func()
+	arm = func() {
+		n := cuts.Add(1)
+		if n > 6 {
+			return
+		}
+		cut := func() { p.Cut(); arm() }
+		if n%2 == 0 {
+			p.OnBytes(true, []byte("commit"), cut)
+		} else {
+			p.OnBytes(false, []byte("COMMIT"), cut)
+		}
+	}
+	arm()
+	stop := s.start(tk.Run)
+	s.forward(s.heard)
+	s.wants(s.heard, "all messages", ids)
+	require.NoError(t, stop())
+	require.Greater(t, cuts.Load(), int32(6))
 }
 
 // buffer is a log that several goroutines write.
