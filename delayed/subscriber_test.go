@@ -387,7 +387,7 @@ func TestAMessageIsNotAcknowledgedBeforeItIsAmongTheDead(t *testing.T) {
 	require.Len(t, letters[0].History, 5)
 }
 
-func TestAHandlerThatStopsItsWorkAtShutdownLosesNoAttempt(t *testing.T) {
+func TestWhatIsInHandIsFinishedBeforeTheEnd(t *testing.T) {
 	t.Parallel()
 	eachStore(t, func(t *testing.T, st store.Store) {
 		b := millracetest.NewBroker(millracetest.Faults{})
@@ -400,7 +400,8 @@ func TestAHandlerThatStopsItsWorkAtShutdownLosesNoAttempt(t *testing.T) {
 			return nil
 		}, quick(t, st, nil)...)
 		<-begun
-		go func() { time.Sleep(50 * time.Millisecond); close(release) }() // while the router closes
+		c.cancel()
+		close(release) // while the router closes
 		c.stop(t)
 		require.Equal(t, store.Stats{}, stats(t, st, "billing"), "what is in hand is finished before the end")
 	})

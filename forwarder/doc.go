@@ -15,14 +15,32 @@
 //   - A message that the broker refuses is tried MaxAttempts times, with back-off, and then parked.
 //     A broker that cannot be reached costs no attempt.
 //
+// # Several destinations
+//
+// Config.Routes send topics to publishers of their own; what no route matches goes to the publisher given to
+// New, and if that is nil, it is refused and parked. One that is dead or slow leaves the others as they
+// were. The same process must work all destinations of an outbox: do not run forwarders with different
+// routes on one outbox for longer than a roll-out takes.
+//
+// Topics and destinations can be paused (outbox.Box.Pause): what is in flight is finished, and the rest
+// stays in the outbox. To be paused, the destination of the publisher given to New needs a name:
+// Config.Destination.
+//
+// A replica that has not reached a destination for about four leases (30 s with the default), which another
+// replica reaches, leaves its lanes to the others until it is back.
+//
+// A refusal counts as an attempt while other messages get through to the same destination. When everything is
+// refused there, nothing counts and nothing is parked, until something gets through.
+//
 // # Caveats
 //
 // A publisher that does not return when its context ends cannot be stopped. The forwarder goes on
-// without it, sends nothing more through it until the call has returned, and lets other replicas
-// have its lanes.
+// without it, sends nothing more through it until the call has returned, and leaves its lanes to
+// other replicas if there are any.
 //
-// The forwarder uses up to six connections of its database handle at a time, seldom more than three.
-// database/sql keeps two idle ones by default: SetMaxIdleConns(6) saves it from connecting again and again.
+// The forwarder uses up to six connections of its database handle at a time, and one more for each route,
+// seldom more than three. database/sql keeps two idle ones by default: SetMaxIdleConns(6) saves it from
+// connecting again and again.
 //
 // Each renewal of a lease consumes a transaction id of the database; an empty poll consumes none.
 package forwarder

@@ -131,7 +131,7 @@ func (l *ledger) forward(c crowd) (examined int64) {
 	require.Equal(t, 4, pub.tries)
 	require.Equal(t, map[string]bool{"bad too_large 4": true}, l.ids(`SELECT `+l.concat("id", "' '", "reason", "' '", "attempts")+` FROM millrace_dead`))
 	require.Equal(t, c.stopped+c.far+c.later, l.waiting(), "the others are still there")
-	if c.far > 0 {
+	if c.far > 0 && testenv.Full() {
 		healed.Store(true)
 		_, stop := l.run(pub, cfg)
 		testenv.Eventually(t, 3*time.Minute, "the far ones follow", func() bool { return l.count(`millrace_outbox WHERE topic = 'far.orders'`) == 0 })
@@ -167,10 +167,12 @@ func (l *ledger) examined() (n int64) {
 func TestWhatMayNotGoHidesNothingBehindIt(t *testing.T) {
 	t.Parallel()
 	c := crowd{stopped: 500, far: 500, later: 20_000, good: 500}
+	dbs := []database{postgres}
 	if testenv.Full() {
+		dbs = databases
 		c = crowd{stopped: 20_000, far: 20_000, later: 300_000, good: 10_000}
 	}
-	for _, d := range databases {
+	for _, d := range dbs {
 		t.Run(d.name, func(t *testing.T) {
 			t.Parallel()
 			if d.driver == "mysql" {
@@ -189,11 +191,11 @@ func TestWhatMayNotGoHidesNothingBehindIt(t *testing.T) {
 			l.exec(`DELETE FROM ledger`)
 			l.arrive(c)
 			examined := l.forward(c)
-			if d.driver == "sqlite" {
-				return // it does not count
+			t.Logf("rows examined: %d alone, %d in the crowd", alone, examined)
+			if d.driver == "sqlite" || !testenv.Full() {
+				return // it does not count, or the polls of a slow run outweigh so small a crowd
 			}
 			require.Less(t, examined, alone+int64(c.later), "those that are not due were looked at")
-			t.Logf("rows examined: %d alone, %d in the crowd", alone, examined)
 		})
 	}
 }

@@ -158,7 +158,7 @@ func (f *Forwarder) checkPublishers(ctx context.Context) error {
 	var wrong []error
 	asked := map[BatchPublisher]bool{}
 	for _, d := range f.dests {
-		if reflect.TypeOf(d.pub).Comparable() {
+		if reflect.ValueOf(d.pub).Comparable() {
 			if asked[d.pub] {
 				continue
 			}

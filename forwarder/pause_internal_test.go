@@ -26,8 +26,8 @@ func TestAPauseIsObeyedByAllReplicasWithinAPoll(t *testing.T) {
 				store := outboxtest.NewMemory()
 				fillTopic(store, "held", 3000, 50)
 				fillTopic(store, "free", 300, 50)
-				held, free := &broker{latency: 100 * time.Millisecond}, &broker{}
-				cfg := Config{BatchRows: 20, Routes: []Route{{Name: "held", Topics: []string{"held"}, Publisher: held}}}
+				held, free := &broker{latency: 500 * time.Millisecond}, &broker{}
+				cfg := Config{BatchRows: 20, ReadAheadRows: 3000, Routes: []Route{{Name: "held", Topics: []string{"held"}, Publisher: held}}}
 				f, _, stop := start(t, store, free, cfg)
 				_, _, stop2 := start(t, store, free, cfg)
 				until(t, 20*time.Second, "it flows", func() bool { return len(held.ids()) > 500 })

@@ -17,7 +17,8 @@ type BatchPublisher interface {
 
 	// PublishBatch sends msgs[i] to topics[i], in that order, and answers for each: nil means that the
 	// broker has stored the message. It returns len(msgs) errors, always. It may be called
-	// concurrently; the calls share no key.
+	// concurrently; the calls share no key, unless the publisher serves several routes, and then no key of
+	// one topic.
 	//
 	// An error for which errors.As finds a Refusal with Refused() true is the message's own fault, and
 	// counts as an attempt. Every other error says that the destination could not be reached or

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -71,7 +72,29 @@ type pipeBroker struct {
 	dies  bool         // consumers also die by themselves
 	died  atomic.Int64 // how many did
 	done  chan struct{}
+	end   sync.Once // closes done
 }
+
+// run has so many consumers at a time, and returns when all have ended.
+func (b *pipeBroker) run(t testing.TB, processes int) error {
+	ended := make(chan error, processes)
+	for range processes {
+		go func() {
+			err := b.serve(t)
+			if err != nil {
+				b.finish()
+			}
+			ended <- err
+		}()
+	}
+	var errs []error
+	for range processes {
+		errs = append(errs, <-ended)
+	}
+	return errors.Join(errs...)
+}
+
+func (b *pipeBroker) finish() { b.end.Do(func() { close(b.done) }) }
 
 // serve feeds one consumer after the other until all is acknowledged. Each is killed at some moment, with
 // work in hand, as long as there are kills to come.
@@ -141,7 +164,7 @@ func (b *pipeBroker) live(in io.Writer, answers *bufio.Scanner, answersToLive in
 		n--
 		if answer == "ack" {
 			if b.left.Add(-1) == 0 {
-				close(b.done)
+				b.finish()
 			}
 		} else {
 			b.queue <- id
@@ -188,13 +211,7 @@ func TestEffectsHappenExactlyOnceThoughConsumersAreKilled(t *testing.T) {
 					b.queue <- fmt.Sprint("m", m)
 				}
 			}
-			ended := make(chan error, processes)
-			for range processes {
-				go func() { ended <- b.serve(t) }()
-			}
-			for range processes {
-				require.NoError(t, <-ended)
-			}
+			require.NoError(t, b.run(t, processes))
 			require.LessOrEqual(t, b.kills.Load(), int64(0), "all kills happened")
 			require.Equal(t, messages, d.count(t, `SELECT count(*) FROM effects`))
 			require.Equal(t, messages, d.count(t, `SELECT count(DISTINCT message_id) FROM effects`))

@@ -154,6 +154,11 @@ func (r *report) drainBars(sc scale) (all []bar) {
 				value: r.find(large(to).name(), millraceName).of(rssMB)})
 		}
 	}
+	p := producer{8, driverPgx, 0}
+	if s := r.find(p.name(), withNotify); s != nil {
+		all = append(all, bar{what: p.name() + ", NOTIFY: of the business row alone", unit: " %", limit: 60,
+			value: ratio(s, r.find(p.name(), rowOnly), rate).times(100)})
+	}
 	return all
 }
 

@@ -22,7 +22,7 @@ first has to be there before the second is sent; with few keys batches are small
 script that adds them stops a key at its first failure.`
 
 const latencyExplained = `From InTx having returned to the consumer having the message. Within the process that commits, the forwarder is told of
-the commit; another process finds the message by its next look at the table. Watermill looks once a second by default, tuned every
+the commit; another process hears of it by NOTIFY, which is sent on a connection of its own and not for every commit. Watermill looks once a second by default, tuned every
 10 ms, and sees nothing that is younger than the oldest open transaction of the whole server that writes.`
 
 const producerExplained = `"row" is the business row alone: BEGIN, INSERT, COMMIT. A message more is an INSERT of some 1.2 KB, its index entries

@@ -139,7 +139,11 @@ func pause(ctx context.Context, d time.Duration) {
 
 // latencyOurs runs producers and a consumer, and the forwarder unless it is in another process.
 func latencyOurs(ctx context.Context, p params, begin func()) (Sample, error) {
-	s, err := openShop(ctx, p.DB, withOurs, driverPgx, p.Writers)
+	way := withOurs
+	if p.Outside {
+		way = withNotify
+	}
+	s, err := openShop(ctx, p.DB, way, driverPgx, p.Writers)
 	if err != nil {
 		return Sample{}, err
 	}
@@ -181,7 +185,7 @@ func forwardOurs(ctx context.Context, p params, s *shop) (<-chan error, error) {
 
 // forwardOutside is a process that forwards until it is told to end.
 func forwardOutside(ctx context.Context, p params, begin func()) (Sample, error) {
-	s, err := openShop(context.WithoutCancel(ctx), p.DB, withOurs, driverPgx, 4)
+	s, err := openShop(context.WithoutCancel(ctx), p.DB, withNotify, driverPgx, 4)
 	if err != nil {
 		return Sample{}, err
 	}

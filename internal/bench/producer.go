@@ -138,8 +138,8 @@ func producerCases(sc scale) (all []benchCase) {
 				p.writers, map[int]string{driverPgx: "native pgx", driverSQL: "database/sql"}[p.driver], p.roundTrip),
 			explain: producerExplained, columns: producerColumns,
 		}
-		for _, way := range []string{rowOnly, withStock, withOurs} {
-			if way == withStock && !sc.extras {
+		for _, way := range []string{rowOnly, withStock, withOurs, withNotify} {
+			if way == withStock && !sc.extras || way == withNotify && p.driver != driverPgx {
 				continue
 			}
 			c.contenders = append(c.contenders, p.contender(way))

@@ -36,6 +36,7 @@ const (
 	rowOnly    = "row"
 	withStock  = "watermill"
 	withOurs   = "millrace"
+	withNotify = "millrace, NOTIFY" // tells other processes
 	driverPgx  = 0
 	driverSQL  = 1
 	keysOfShop = 1000
@@ -81,9 +82,21 @@ func openShop(ctx context.Context, d database, way string, driver, connections i
 				return publishStock(d.Kind, wmsql.TxFromPgx(tx), seq)
 			})
 		}
-	case withOurs:
+	case withOurs, withNotify:
 		db := pgxtx.Pool(pool)
-		if s.box, err = outbox.New(db, outbox.Config{}); err != nil {
+		var box outbox.Config
+		if way == withNotify {
+			waker, err := pgxtx.NewWaker(d.URL, pgxtx.WakerConfig{})
+			if err != nil {
+				return nil, err
+			}
+			box.Waker = waker
+			s.close = func() {
+				_ = waker.Close(context.WithoutCancel(ctx))
+				pool.Close()
+			}
+		}
+		if s.box, err = outbox.New(db, box); err != nil {
 			return nil, err
 		}
 		if err := s.box.Migrate(ctx); err != nil {
