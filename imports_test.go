@@ -70,7 +70,7 @@ func TestPackagesKeepTheImportTable(t *testing.T) {
 			never(links, "links", "the root serves every driver and broker and names none",
 				module+"/broker", libRedis, libPgx, libAMQP, libMySQL, libSQLite, libPq)
 		}
-		if name == "dedup" || name == "middleware" {
+		if name == "dedup" || name == "middleware" || name == "store" || name == "delayed" {
 			never(links, "links", "the consumer side is independent of broker and store",
 				libRedis, libAMQP, module+"/broker", libPgx)
 		}
@@ -79,6 +79,12 @@ func TestPackagesKeepTheImportTable(t *testing.T) {
 		}
 		if under(name, "middleware") {
 			never(links, "links", "the broker stands between forwarder and middleware", module+"/forwarder")
+		}
+		if name == "store/sqlstore" {
+			never(links, "links", "a SQL store is for those without Redis", libRedis, libAMQP, module+"/broker")
+		}
+		if name == "store/redisstore" {
+			never(links, "links", "a Redis store is for those without SQL drivers", libPgx, libAMQP, module+"/broker", module+"/outbox")
 		}
 		if name != "broker/rabbitmq" {
 			never(imports, "imports", "broker/rabbitmq is the only one", libWMAMQP)

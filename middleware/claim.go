@@ -41,7 +41,7 @@ func (c *claim) run(rec *delivery.Record, answer dedup.Answer, sentAt time.Time,
 		if settled {
 			return
 		}
-		rec.AtEnd(func(o delivery.Outcome) { c.giveBack(outer, o == delivery.Poisoned) })
+		rec.AtEnd(func(o delivery.Outcome) { c.giveBack(outer, o == delivery.Poisoned || o == delivery.Deferred) })
 	}()
 	rec.SetAttempts(answer.Attempts)
 	if answer.Attempts > c.cfg.MaxClaims {

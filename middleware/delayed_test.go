@@ -574,7 +574,7 @@ func TestRecommendedChecksTheNumbersOfDelayedRetry(t *testing.T) {
 		AckDeadline: 30 * time.Minute,
 	})
 	for _, part := range []string{
-		"Delayed.MaxAttempts 5, the total, is not more than Retry.MaxAttempts 5", "MaxClaims 3 is not more than Delayed.MaxAttempts 5",
+		"Delayed.MaxAttempts 5, the total, is not more than Retry.MaxAttempts 5",
 		"DoneTTL 1h0m0s is not longer than the longest delay 2h0m0s", `Poison.Group "other" is not Delayed.Group "c"`,
 		"AckDeadline", "rule 0",
 	} {
@@ -587,4 +587,20 @@ func TestRecommendedChecksTheNumbersOfDelayedRetry(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, ms, 7)
 	require.False(t, slices.ContainsFunc(ms, func(m message.HandlerMiddleware) bool { return m == nil }))
+}
+
+// A message that is put aside for later has not been given up by a process that died: it costs no claim.
+func TestAMessageThatIsDeferredCostsNoClaim(t *testing.T) {
+	t.Parallel()
+	once := must(t)(middleware.Idempotent(new(dedup.Memory), middleware.IdempotentConfig{Consumer: "c", MaxClaims: 3}))
+	runs := 0
+	for range 10 {
+		h := chain(func(*message.Message) ([]*message.Message, error) {
+			runs++
+			return nil, middleware.NotYet(errHandler, time.Millisecond)
+		}, must(t)(middleware.DelayedRetry(middleware.DelayedConfig{Store: new(store.Memory), Group: "c"})), once)
+		_, err := h(delivery(t.Context(), "m", "payload"))
+		require.NoError(t, err)
+	}
+	require.Equal(t, 10, runs)
 }

@@ -24,6 +24,8 @@ type Config struct {
 	Retry      RetryConfig
 	Delayed    DelayedConfig
 	Poison     PoisonConfig
+	// Confirm, if its Group is set, configures Confirm.
+	Confirm ConfirmConfig
 	// Rules say what the errors of handlers mean: see Classify.
 	Rules []Rule
 	// Timeout is the time that one call of the handler may take. Default 20 s, less than the lease.
@@ -42,8 +44,8 @@ type Config struct {
 }
 
 // Recommended returns the chain in the order in which it has to be added, outermost first: PoisonQueue and
-// DelayedRetry (if configured), Idempotent, Retry, Timeout, Classify (if there are rules), Recoverer. With
-// Transactional it is PoisonQueue, DelayedRetry, Retry, Timeout, Classify, Transactional, Recoverer.
+// DelayedRetry and Confirm (if configured), Idempotent, Retry, Timeout, Classify (if there are rules), Recoverer. With
+// Transactional it is PoisonQueue, DelayedRetry, Confirm, Retry, Timeout, Classify, Transactional, Recoverer.
 //
 // The retries are inside the claim, so that one lease covers them; but each is a transaction of its
 // own. DelayedRetry and the poison queue are outside, so that a message that was put aside is not
@@ -61,6 +63,9 @@ func Recommended(cfg Config) ([]message.HandlerMiddleware, error) {
 	}
 	if cfg.defers() {
 		add(DelayedRetry(cfg.Delayed))
+	}
+	if cfg.confirms() {
+		add(Confirm(cfg.Confirm))
 	}
 	if cfg.Transactional == nil {
 		add(Idempotent(cfg.Dedup, cfg.Idempotent))
@@ -84,12 +89,14 @@ func (c Config) poisons() bool {
 	return c.Poison.Publisher != nil || c.Poison.Topic != "" || c.Poison.Store != nil
 }
 
+func (c Config) confirms() bool { return c.Confirm.Group != "" || c.Confirm.Publisher != nil }
+
 func (c Config) defers() bool { return c.Delayed.Store != nil }
 
 func (c Config) withDefaults() Config {
 	orDefault(&c.Timeout, 20*time.Second)
 	orDefault(&c.AckDeadline, 30*time.Minute)
-	for _, log := range []**slog.Logger{&c.Idempotent.Logger, &c.Delayed.Logger, &c.Poison.Logger} {
+	for _, log := range []**slog.Logger{&c.Idempotent.Logger, &c.Delayed.Logger, &c.Confirm.Logger, &c.Poison.Logger} {
 		if *log == nil {
 			*log = c.Logger
 		}
@@ -97,13 +104,13 @@ func (c Config) withDefaults() Config {
 	if c.poisons() {
 		orDefault(&c.Poison.Timeout, 10*time.Second)
 	}
+	if c.confirms() {
+		orDefault(&c.Confirm.Timeout, 10*time.Second)
+	}
 	if c.defers() {
 		c.Delayed = c.Delayed.withDefaults()
 		if c.Poison.Group == "" {
 			c.Poison.Group = c.Delayed.Group
-		}
-		if c.Idempotent.MaxClaims == 0 { // each return is a claim
-			c.Idempotent.MaxClaims = 2*c.Delayed.MaxAttempts + 10
 		}
 	}
 	return c
@@ -124,11 +131,14 @@ func (c Config) contradictions() error {
 		bad("Lease %s is not longer than Timeout %s: a handler that hangs would lose its claim before it is stopped", idem.Lease, c.Timeout)
 	}
 	worst := idem.BusyWait + retry.Budget + c.Timeout + c.Poison.Timeout
+	if c.confirms() {
+		worst += c.Confirm.Timeout
+	}
 	if c.defers() {
 		worst += 2 * c.Delayed.Timeout // it is asked before and after
 	}
 	if worst >= c.AckDeadline {
-		bad("one delivery may take %s (BusyWait, Retry.Budget, Timeout, Poison.Timeout, and twice Delayed.Timeout), the broker waits for %s (AckDeadline) "+
+		bad("one delivery may take %s (BusyWait, Retry.Budget, Timeout, Poison.Timeout, Confirm.Timeout, and twice Delayed.Timeout), the broker waits for %s (AckDeadline) "+
 			"and would deliver the message a second time meanwhile", worst, c.AckDeadline)
 	}
 	if c.Transactional == nil && c.MaxAge > 0 && idem.DoneTTL <= c.MaxAge {
@@ -148,10 +158,6 @@ func (c Config) contradictionsOfDelays(idem IdempotentConfig, retry RetryConfig)
 	if c.Delayed.MaxAttempts <= retry.MaxAttempts {
 		bad("Delayed.MaxAttempts %d, the total, is not more than Retry.MaxAttempts %d, those of one delivery: no message would ever be deferred",
 			c.Delayed.MaxAttempts, retry.MaxAttempts)
-	}
-	if c.Transactional == nil && idem.MaxClaims <= c.Delayed.MaxAttempts {
-		bad("MaxClaims %d is not more than Delayed.MaxAttempts %d: each return is a claim, and the message would be given up before its last attempt",
-			idem.MaxClaims, c.Delayed.MaxAttempts)
 	}
 	if longest := c.Delayed.longest(); c.Transactional == nil && idem.DoneTTL <= longest {
 		bad("DoneTTL %s is not longer than the longest delay %s: the record of the message would be forgotten while it waits", idem.DoneTTL, longest)
