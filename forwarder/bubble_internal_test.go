@@ -13,6 +13,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
+	"github.com/millrace-go/millrace/internal/backoff"
 	"github.com/millrace-go/millrace/internal/meta"
 	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/outbox/outboxtest"
@@ -92,7 +93,7 @@ func (b *broker) PublishBatch(ctx context.Context, topics []string, msgs []*mess
 	latency, answer := b.latency, b.answer
 	b.mu.Unlock()
 	if latency > 0 {
-		sleep(ctx, latency)
+		backoff.Sleep(ctx, latency)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()

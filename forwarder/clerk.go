@@ -51,7 +51,7 @@ func (s *session) clerk(ctx context.Context) error {
 			if tries == 1 {
 				s.log.WarnContext(ctx, "outbox not written, trying on", "error", err)
 			}
-			if !sleep(ctx, storeBackoff.Delay(tries)) {
+			if !backoff.Sleep(ctx, storeBackoff.Delay(tries)) {
 				return nil
 			}
 		}

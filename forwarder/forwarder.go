@@ -101,6 +101,7 @@ func (f *Forwarder) Run(ctx context.Context) error {
 	if err := f.check(ctx); err != nil || ctx.Err() != nil {
 		return err
 	}
+	defer f.retain(ctx)()
 	wake, cancel := f.subscribe()
 	defer cancel()
 	defer f.current.Store(nil)
@@ -115,6 +116,27 @@ func (f *Forwarder) Run(ctx context.Context) error {
 			return err
 		}
 		f.cfg.Logger.WarnContext(ctx, "starting anew", "cause", err)
+	}
+}
+
+// retain has the outbox forget what it has kept for long enough, beside everything else. Each replica may do
+// so: every row is deleted by one of them.
+func (f *Forwarder) retain(ctx context.Context) (stop func()) {
+	keeper, ok := f.src.(interface {
+		RunRetention(ctx context.Context) error
+	})
+	if !ok {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = keeper.RunRetention(ctx) // it logs what fails, and tries again
+	}()
+	return func() {
+		cancel()
+		<-done
 	}
 }
 
@@ -146,7 +168,7 @@ func (f *Forwarder) check(ctx context.Context) error {
 			return fmt.Errorf("forwarder: check the outbox: %w", err)
 		}
 		f.cfg.Logger.WarnContext(ctx, "outbox not reached, trying on", "error", err, "tries", tries)
-		if !sleep(ctx, checkBackoff.Delay(tries)) {
+		if !backoff.Sleep(ctx, checkBackoff.Delay(tries)) {
 			return nil
 		}
 	}

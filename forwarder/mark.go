@@ -3,6 +3,7 @@ package forwarder
 import (
 	"context"
 
+	"github.com/millrace-go/millrace/internal/backoff"
 	"github.com/millrace-go/millrace/outbox"
 )
 
@@ -34,7 +35,7 @@ func (p *pipeline) mark(ctx context.Context, batch []*item) []*item {
 		s.putBack(batch)
 		if ctx.Err() == nil {
 			s.log.WarnContext(ctx, "messages not marked, trying on", "error", err)
-			sleep(ctx, storeBackoff.Base)
+			backoff.Sleep(ctx, storeBackoff.Base)
 		}
 		return nil
 	}

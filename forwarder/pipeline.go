@@ -3,6 +3,8 @@ package forwarder
 import (
 	"context"
 	"time"
+
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // pipeline is what one destination has of its own in a session: its window of messages, its reads, its calls
@@ -33,7 +35,7 @@ func newPipeline(s *session, d *destination, f *fragile) *pipeline {
 // it with: the replica handed its lanes over, or others have sent what there was. A publisher that can be
 // asked is asked; of any other one it is assumed after some time.
 func (p *pipeline) recover(ctx context.Context) error {
-	for sleep(ctx, min(outage.Max, p.cfg.Lease/2)) {
+	for backoff.Sleep(ctx, min(outage.Max, p.cfg.Lease/2)) {
 		p.s.mu.Lock()
 		busy := len(p.win.known) > 0 || p.s.stopping
 		p.s.mu.Unlock()

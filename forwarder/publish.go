@@ -8,6 +8,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
+	"github.com/millrace-go/millrace/internal/backoff"
 	"github.com/millrace-go/millrace/internal/fault"
 	"github.com/millrace-go/millrace/internal/meta"
 )
@@ -166,7 +167,7 @@ func (p *pipeline) ready(ctx context.Context, it *item) bool {
 	if err != nil {
 		s.putBack([]*item{it})
 		s.log.WarnContext(ctx, "attempt not written, trying on", "error", err)
-		sleep(ctx, storeBackoff.Base)
+		backoff.Sleep(ctx, storeBackoff.Base)
 		return false
 	}
 	if !ok {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/millrace-go/millrace/internal/backoff"
 	"github.com/millrace-go/millrace/internal/fault"
 	"github.com/millrace-go/millrace/outbox"
 )
@@ -30,7 +31,7 @@ func (p *pipeline) read(ctx context.Context) error {
 				continue
 			}
 		}
-		if woken && !sleep(ctx, coolDown) {
+		if woken && !backoff.Sleep(ctx, coolDown) {
 			return nil
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/millrace-go/millrace/internal/pattern"
 )
 
 // Route sends topics to a destination of their own.
@@ -34,18 +36,18 @@ const maxName = 200
 
 // table says where topics go.
 type table struct {
-	excluded patterns
-	routes   []patterns // one for each Config.Routes
+	excluded pattern.List
+	routes   []pattern.List // one for each Config.Routes
 }
 
 // route returns the number of the route that has a topic, len(routes) for that of no route. False: it
 // is excluded.
 func (t table) route(topic string) (int, bool) {
-	if t.excluded.match(topic) {
+	if t.excluded.Matches(topic) {
 		return 0, false
 	}
 	for i, ps := range t.routes {
-		if ps.match(topic) {
+		if ps.Matches(topic) {
 			return i, true
 		}
 	}
@@ -68,16 +70,16 @@ func newTable(c Config, pub message.Publisher) (table, error) {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf("forwarder: "+format, args...)) }
 	var t table
-	var before []pattern // all patterns so far
-	parse := func(where string, texts []string) (ps patterns) {
+	var before []pattern.Pattern // all patterns so far
+	parse := func(where string, texts []string) (ps pattern.List) {
 		for _, text := range texts {
-			p, err := parsePattern(text)
+			p, err := pattern.Parse(text)
 			if err != nil {
 				bad("%s: %w", where, err)
 				continue
 			}
 			for _, earlier := range before {
-				if earlier.covers(p) {
+				if earlier.Covers(p) {
 					bad("%s: %q is never reached: an earlier pattern has all its topics", where, text)
 					break
 				}

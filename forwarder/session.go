@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/millrace-go/millrace/internal/backoff"
 	"github.com/millrace-go/millrace/outbox"
 )
 
@@ -122,7 +123,7 @@ func (s *session) join(ctx context.Context) error {
 		if tries == 1 {
 			s.log.WarnContext(ctx, "not registered, trying on", "error", err)
 		}
-		if !sleep(ctx, storeBackoff.Delay(tries)) {
+		if !backoff.Sleep(ctx, storeBackoff.Delay(tries)) {
 			return ctx.Err()
 		}
 		s.replica = s.cfg.ID + "-" + uuid.NewString()[:13]

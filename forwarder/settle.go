@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/millrace-go/millrace/internal/backoff"
 	"github.com/millrace-go/millrace/internal/fault"
 	"github.com/millrace-go/millrace/outbox"
 )
@@ -40,7 +41,7 @@ func (s *session) settle(ctx context.Context) error {
 			if failures++; err != nil && failures == 1 {
 				s.log.WarnContext(ctx, "confirmed messages not settled, trying on", "error", err, "messages", len(items))
 			}
-			if !sleep(ctx, storeBackoff.Delay(failures)) {
+			if !backoff.Sleep(ctx, storeBackoff.Delay(failures)) {
 				return nil
 			}
 		default:

@@ -38,15 +38,3 @@ func (s signal) wait(ctx context.Context, d time.Duration) bool {
 	}
 	return true
 }
-
-// sleep waits for d, or returns false when ctx ends before.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
-}

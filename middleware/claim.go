@@ -8,6 +8,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/millrace-go/millrace/dedup"
+	"github.com/millrace-go/millrace/internal/backoff"
 	"github.com/millrace-go/millrace/internal/delivery"
 )
 
@@ -113,7 +114,7 @@ func (c *claim) markDone(ctx context.Context, result []byte) (dedup.Mark, error)
 		if err == nil {
 			return mark, nil
 		}
-		sleep(ctx, storeBackoff.Delay(try))
+		backoff.Sleep(ctx, storeBackoff.Delay(try))
 		if ctx.Err() != nil {
 			return 0, err
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/millrace-go/millrace/dedup"
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // guard is an Idempotent middleware: what its deliveries share.
@@ -55,7 +56,7 @@ func (c *claim) acquire(ctx context.Context) (dedup.Answer, time.Time, error) {
 			return answer, sentAt, errUnguarded
 		}
 		left := time.Until(patience)
-		sleep(ctx, min(wait, left))
+		backoff.Sleep(ctx, min(wait, left))
 		if wait < left {
 			continue
 		}
@@ -122,18 +123,5 @@ func (c *claim) giveBack(ctx context.Context, fresh bool) {
 	if err := c.store.Release(ctx, c.key, c.owner, fresh); err != nil {
 		c.cfg.Logger.WarnContext(ctx, "idempotent: release", "consumer", c.key.Consumer,
 			"message_id", c.key.MessageID, "error", err)
-	}
-}
-
-// sleep waits for d or the end of ctx.
-func sleep(ctx context.Context, d time.Duration) {
-	if d <= 0 {
-		return
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // lease keeps a claim alive while its handler runs.
@@ -32,7 +34,7 @@ func (c *claim) hold(parent context.Context, sentAt time.Time) *lease {
 	go func() {
 		defer close(ended)
 		for wait := c.cfg.Lease / 3; ; {
-			sleep(renewing, wait)
+			backoff.Sleep(renewing, wait)
 			if renewing.Err() != nil || l.lost() {
 				return
 			}

@@ -119,7 +119,7 @@ func (c RetryConfig) run(msg *message.Message, rec *delivery.Record, next messag
 		if c.OnRetry != nil {
 			c.OnRetry(msg, attempt, err, wait)
 		}
-		sleep(ctx, wait)
+		backoff.Sleep(ctx, wait)
 		if ctx.Err() != nil {
 			return nil, err
 		}

@@ -17,6 +17,7 @@ func PostgresStatements() map[string]string {
 		"look":    {pgLook, `'{1,2,3}'`},
 		"promote": {pgPromote, grants + `, 1000`},
 		"settle":  {pgSettle, grants + `, '{1,2,3}', '{a,b,c}'`},
+		"gone":    {pgGone, `'{1,2,3}', '{a,b,c}'`},
 		"mark":    {pgMark, grants + `, '{1,2,3}', '{a,b,c}'`},
 		"attempt": {pgAttempt, lane + `, 1, ` + row + `, 2`},
 		"refuse":  {pgRefuse, lane + `, 1, ` + row + `, 1, 1000, 'd', 1, 'r', 'e'`},

@@ -5,8 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
+
+	"github.com/millrace-go/millrace/internal/pattern"
 )
 
 // After is what becomes of a message when the broker has it.
@@ -87,7 +88,7 @@ func (p Policy) check() error {
 		wrong("name topics")
 	}
 	for _, topic := range p.Topics {
-		if err := checkPattern(topic); err != nil {
+		if _, err := pattern.Parse(topic); err != nil {
 			wrong("%w", err)
 		}
 	}
@@ -162,13 +163,20 @@ func (p Policy) freeze() frozen {
 
 // policies finds the policy of a topic.
 type policies struct {
-	all    []Policy
+	topics []pattern.List
 	frozen []frozen
 }
 
 func newPolicies(all []Policy, confirmTopic string) policies {
-	ps := policies{all: all}
+	var ps policies
 	for _, p := range all {
+		var topics pattern.List
+		for _, text := range p.Topics {
+			if topic, err := pattern.Parse(text); err == nil { // the configuration has been checked
+				topics = append(topics, topic)
+			}
+		}
+		ps.topics = append(ps.topics, topics)
 		f := p.freeze()
 		if p.After == AwaitConfirmation {
 			f.metadata = p.metadata(confirmTopic)
@@ -179,38 +187,10 @@ func newPolicies(all []Policy, confirmTopic string) policies {
 }
 
 func (ps policies) of(topic string) frozen {
-	for i, p := range ps.all {
-		if slices.ContainsFunc(p.Topics, func(pattern string) bool {
-			return matches(strings.Split(pattern, "."), strings.Split(topic, "."))
-		}) {
+	for i, topics := range ps.topics {
+		if topics.Matches(topic) {
 			return ps.frozen[i]
 		}
 	}
 	return frozen{}
-}
-
-// matches reports whether a topic is taken by a pattern, as by a binding of an AMQP topic exchange and by
-// the forwarder's routes: words are separated by dots, * stands for one word, # for any number of them.
-func matches(pattern, topic []string) bool {
-	switch {
-	case len(pattern) == 0:
-		return len(topic) == 0
-	case pattern[0] == "#":
-		for skip := range len(topic) + 1 {
-			if matches(pattern[1:], topic[skip:]) {
-				return true
-			}
-		}
-		return false
-	}
-	return len(topic) > 0 && (pattern[0] == "*" || pattern[0] == topic[0]) && matches(pattern[1:], topic[1:])
-}
-
-func checkPattern(pattern string) error {
-	for word := range strings.SplitSeq(pattern, ".") {
-		if word == "" || len(word) > 1 && strings.ContainsAny(word, "*#") {
-			return fmt.Errorf("pattern %q: want words between dots, * for one of them, # for any number", pattern)
-		}
-	}
-	return nil
 }

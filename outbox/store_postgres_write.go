@@ -6,18 +6,21 @@ import (
 	"github.com/millrace-go/millrace/internal/txn"
 )
 
-// $3 positions, $4 ids. Rows that somebody else has locked are in no list. What is to be remembered moves
-// to the table of sent messages; the others do not carry their payload through the statement. The names are
-// deleted by an array and not by a join, which could read all names.
+// $3 positions, $4 ids. A row is searched for once: it is deleted by its place in the table, which it keeps
+// because it is locked. One that was changed since the statement began has another place than this statement
+// sees, and one that somebody else has locked is passed over: neither is deleted, and both are tried again.
+// The lanes are compared through a hash, and the names deleted by an array: a join could read all of them.
+// What is to be remembered moves to the table of sent messages; the others do not carry their payload along.
 const pgSettle = `WITH ` + pgAllHeld + `,
-k AS MATERIALIZED (SELECT pos, id FROM unnest($3::text::bigint[], $4::text::text[]) AS k(pos, id)),
 d AS MATERIALIZED (
-	SELECT o.pos FROM k JOIN millrace_outbox o ON o.pos = k.pos AND o.id = k.id
-	WHERE o.lane IN (SELECT lane FROM l) ORDER BY o.pos FOR UPDATE OF o SKIP LOCKED),
+	SELECT o.ctid FROM unnest($3::text::bigint[], $4::text::text[]) AS k(pos, id)
+	JOIN millrace_outbox o ON o.pos = k.pos AND o.id = k.id
+	WHERE CASE WHEN o.lane IN (SELECT lane FROM l) THEN true ELSE false END
+	ORDER BY o.pos FOR UPDATE OF o SKIP LOCKED),
 x AS (
-	DELETE FROM millrace_outbox o USING d WHERE o.pos = d.pos
-	RETURNING o.pos, o.id, o.lane, o.topic, o.order_key, o.schedule, o.keep, o.keep_us, o.plan, o.size, o.created_at,
-		CASE WHEN o.keep > 0 THEN o.metadata END AS metadata, CASE WHEN o.keep > 0 THEN o.payload END AS payload),
+	DELETE FROM millrace_outbox WHERE ctid = ANY (ARRAY (SELECT ctid FROM d))
+	RETURNING pos, id, lane, topic, order_key, schedule, keep, keep_us, plan, size, created_at,
+		CASE WHEN keep > 0 THEN metadata END AS metadata, CASE WHEN keep > 0 THEN payload END AS payload),
 m AS (
 	INSERT INTO millrace_sent (pos, id, lane, topic, order_key, keep, keep_us, plan, size, metadata, payload, created_at, due_at, expires_at)
 	SELECT pos, id, lane, topic, order_key, keep, coalesce(keep_us, 0), plan, size, metadata, payload, created_at,
@@ -28,8 +31,10 @@ n AS (DELETE FROM millrace_schedules WHERE id = ANY (ARRAY (SELECT id FROM x WHE
 y AS (DELETE FROM millrace_sending WHERE id = ANY (ARRAY (SELECT id FROM x WHERE schedule IS NOT NULL)))
 SELECT 'done', pos FROM x
 UNION ALL SELECT 'awaiting', pos FROM x WHERE keep = 2
-UNION ALL SELECT 'held', lane FROM l
-UNION ALL SELECT 'gone', k.pos FROM k
+UNION ALL SELECT 'held', lane FROM l`
+
+// pgGone is asked about what was not deleted: few rows, as a rule none.
+const pgGone = `SELECT k.pos FROM unnest($1::text::bigint[], $2::text::text[]) AS k(pos, id)
 	WHERE NOT EXISTS (SELECT 1 FROM millrace_outbox o WHERE o.pos = k.pos AND o.id = k.id)`
 
 func (p *postgres) settle(ctx context.Context, grants []Grant, rows []Ref) (Settled, error) {
@@ -48,8 +53,6 @@ func (p *postgres) settle(ctx context.Context, grants []Grant, rows []Ref) (Sett
 			s.Done = append(s.Done, n)
 		case "awaiting":
 			s.awaiting = append(s.awaiting, n)
-		case "gone":
-			s.Gone = append(s.Gone, n)
 		default:
 			held[int(n)] = true
 		}
@@ -59,7 +62,37 @@ func (p *postgres) settle(ctx context.Context, grants []Grant, rows []Ref) (Sett
 		return Settled{}, err
 	}
 	s.Lost = lost(grants, held)
+	s.Gone = p.gone(ctx, rows, s.Done)
 	return s, nil
+}
+
+// gone returns which of the rows that were not deleted are not there. Without an answer it is none of them:
+// what was done is done, and these are settled again.
+func (p *postgres) gone(ctx context.Context, rows []Ref, done []int64) (gone []int64) {
+	deleted := make(map[int64]bool, len(done))
+	for _, pos := range done {
+		deleted[pos] = true
+	}
+	var left []Ref
+	for _, r := range rows {
+		if !deleted[r.Pos] {
+			left = append(left, r)
+		}
+	}
+	if len(left) == 0 {
+		return nil
+	}
+	err := p.query(ctx, "settle", pgGone, []any{intArray(positions(left)), textArray(ids(left))}, func(row txn.Scanner) error {
+		var pos int64
+		err := row.Scan(&pos)
+		gone = append(gone, pos)
+		return err
+	})
+	if err != nil {
+		p.log.DebugContext(ctx, "outbox rows that were not settled are tried again", "error", err)
+		return nil
+	}
+	return gone
 }
 
 func lost(grants []Grant, held map[int]bool) (lanes []int) {

@@ -104,7 +104,7 @@ func (c *connector) wait(ctx context.Context) {
 	c.mu.Lock()
 	d := time.Until(c.retryAt)
 	c.mu.Unlock()
-	sleep(ctx, d)
+	backoff.Sleep(ctx, d)
 }
 
 func (c *connector) dial() {
@@ -231,17 +231,5 @@ func (c *connector) abort() {
 	c.cancel()
 	if c.current != nil {
 		c.current.kill()
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	if d <= 0 {
-		return
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
 	}
 }

@@ -114,7 +114,7 @@ func (s *subscription) reopen() {
 			s.log.Warn("rabbitmq: not subscribed", "attempt", try, "error", result.err)
 		}
 		s.parent.connector.wait(s.ctx)
-		sleep(s.ctx, pause.Delay(try))
+		backoff.Sleep(s.ctx, pause.Delay(try))
 	}
 	select {
 	case s.opened <- result:

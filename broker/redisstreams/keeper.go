@@ -3,6 +3,8 @@ package redisstreams
 import (
 	"context"
 	"time"
+
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 // sweepInterval is how often the group is searched for members that are gone.
@@ -81,7 +83,7 @@ func (s *subscription) ackLoop() {
 				return
 			}
 			s.log.DebugContext(s.io, "redisstreams: acknowledge", "error", err)
-			sleep(s.io, between.Delay(failures))
+			backoff.Sleep(s.io, between.Delay(failures))
 		}
 		select {
 		case s.acked <- ids:

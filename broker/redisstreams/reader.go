@@ -206,7 +206,7 @@ func (r *reader) failed(err error) {
 	if r.failures++; r.failures == 1 {
 		r.log.WarnContext(r.io, "redisstreams: reading is not possible, trying again", "error", err)
 	}
-	sleep(r.ctx, between.Delay(r.failures))
+	backoff.Sleep(r.ctx, between.Delay(r.failures))
 }
 
 func (r *reader) succeeded() {
@@ -214,13 +214,4 @@ func (r *reader) succeeded() {
 		r.log.InfoContext(r.io, "redisstreams: reading again", "tries", r.failures)
 	}
 	r.failures, r.since = 0, time.Time{}
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
 }

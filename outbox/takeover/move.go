@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/millrace-go/millrace/internal/backoff"
 	"github.com/millrace-go/millrace/internal/fault"
 	"github.com/millrace-go/millrace/internal/txn"
 	"github.com/millrace-go/millrace/outbox"
@@ -162,7 +163,7 @@ func read(ctx context.Context, q txn.Querier, query string, args []any, limit in
 // hold a statement of one that has ended, until it gets the lock.
 func (t *Takeover) watch(ctx context.Context) error {
 	err := t.watchOnce(ctx)
-	if errors.Is(err, ErrStockForwarder) && sleep(ctx, t.cfg.StockPollInterval) {
+	if errors.Is(err, ErrStockForwarder) && backoff.Sleep(ctx, t.cfg.StockPollInterval) {
 		err = t.watchOnce(ctx)
 	}
 	return err
@@ -187,7 +188,7 @@ func (t *Takeover) watchOnce(ctx context.Context) error {
 			if seen == 2 {
 				return ErrStockForwarder
 			}
-			if !sleep(ctx, min(length/10, 50*time.Millisecond)) {
+			if !backoff.Sleep(ctx, min(length/10, 50*time.Millisecond)) {
 				return ctx.Err()
 			}
 		}

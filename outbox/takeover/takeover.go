@@ -188,7 +188,7 @@ func (t *Takeover) Run(ctx context.Context) error {
 		default:
 			tries = 0
 		}
-		if !sleep(ctx, pause) {
+		if !backoff.Sleep(ctx, pause) {
 			return nil
 		}
 	}
@@ -225,16 +225,4 @@ func (t *Takeover) Check(ctx context.Context) error {
 			"or set Config.FromStart if none ever ran", s.offsets, t.cfg.ConsumerGroup)
 	}
 	return nil
-}
-
-// sleep waits for d, or returns false when ctx ends before.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return ctx.Err() == nil
-	}
 }

@@ -1,4 +1,4 @@
-package forwarder
+package pattern_test
 
 import (
 	"fmt"
@@ -7,11 +7,13 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/millrace-go/millrace/internal/pattern"
 )
 
-func mustPattern(t *testing.T, text string) pattern {
+func mustPattern(t *testing.T, text string) pattern.Pattern {
 	t.Helper()
-	p, err := parsePattern(text)
+	p, err := pattern.Parse(text)
 	require.NoError(t, err)
 	return p
 }
@@ -33,10 +35,10 @@ func TestPatternsMatchAsTheBindingsOfATopicExchangeDo(t *testing.T) {
 	} {
 		p := mustPattern(t, text)
 		for _, topic := range strings.Fields(topics.yes) {
-			require.True(t, p.matches(topic), "%s takes %s", text, topic)
+			require.True(t, p.Matches(topic), "%s takes %s", text, topic)
 		}
 		for _, topic := range strings.Fields(topics.no) {
-			require.False(t, p.matches(topic), "%s does not take %s", text, topic)
+			require.False(t, p.Matches(topic), "%s does not take %s", text, topic)
 		}
 	}
 }
@@ -46,7 +48,7 @@ func TestBadPatternsAreNamed(t *testing.T) {
 	for text, want := range map[string]string{
 		"": "empty", "a..b": "empty word", ".a": "empty word", "a*": "whole words", "a.b#.c": "whole words",
 	} {
-		_, err := parsePattern(text)
+		_, err := pattern.Parse(text)
 		require.ErrorContains(t, err, want, text)
 	}
 }
@@ -60,7 +62,7 @@ func TestAPatternCoversAnotherIfItTakesAllItsTopics(t *testing.T) {
 		{"#", "a.*.b", true}, {"a.#", "a", true}, {"a.#", "a.*", true}, {"a.*", "a.#", false}, {"#.*", "*.#", true},
 		{"*.#", "#.*", true}, {"*.#", "#", false}, {"a.*", "a.b", true}, {"a.b", "a.*", false}, {"#.a.#", "x.a", true}, {"#.a.#", "x.*", false},
 	} {
-		require.Equal(t, c.covers, mustPattern(t, c.p).covers(mustPattern(t, c.other)), "%s and %s", c.p, c.other)
+		require.Equal(t, c.covers, mustPattern(t, c.p).Covers(mustPattern(t, c.other)), "%s and %s", c.p, c.other)
 	}
 	// What is said to be covered has no topic of its own.
 	words := []string{"a", "b", "*", "#"}
@@ -74,14 +76,14 @@ func TestAPatternCoversAnotherIfItTakesAllItsTopics(t *testing.T) {
 	covered := 0
 	for range 3000 {
 		p, other := mustPattern(t, random(4, words)), mustPattern(t, random(4, words))
-		if !p.covers(other) {
+		if !p.Covers(other) {
 			continue
 		}
 		covered++
 		for range 20 {
 			topic := random(5, words[:2])
-			if other.matches(topic) {
-				require.True(t, p.matches(topic), fmt.Sprint(p, other, topic))
+			if other.Matches(topic) {
+				require.True(t, p.Matches(topic), fmt.Sprint(p, other, topic))
 			}
 		}
 	}

@@ -1,4 +1,6 @@
-package forwarder
+// Package pattern matches names of topics as the bindings of an AMQP topic exchange do: words are separated
+// by dots, * stands for one word, # for any number of words, none included.
+package pattern
 
 import (
 	"errors"
@@ -7,11 +9,11 @@ import (
 	"strings"
 )
 
-// pattern matches topics as the bindings of an AMQP topic exchange do: words are separated by dots, *
-// stands for one word, # for any number of words, none included.
-type pattern []string
+// Pattern is one pattern, in words.
+type Pattern []string
 
-func parsePattern(text string) (pattern, error) {
+// Parse reads a pattern.
+func Parse(text string) (Pattern, error) {
 	if text == "" {
 		return nil, errors.New("the pattern is empty: # matches every topic")
 	}
@@ -28,19 +30,19 @@ func parsePattern(text string) (pattern, error) {
 	return words, nil
 }
 
-// matches reports whether the pattern takes a topic.
-func (p pattern) matches(topic string) bool {
+// Matches reports whether the pattern takes a topic.
+func (p Pattern) Matches(topic string) bool {
 	return p.takes(strings.Split(topic, "."), false)
 }
 
-// covers reports whether the pattern takes whatever the other one takes.
-func (p pattern) covers(other pattern) bool {
+// Covers reports whether the pattern takes whatever the other one takes.
+func (p Pattern) Covers(other Pattern) bool {
 	return p.normal().takes(other.normal(), true)
 }
 
 // takes matches words. Wild says that they are a pattern themselves: a word * is then any one word, and #
 // any number of them.
-func (p pattern) takes(words []string, wild bool) bool {
+func (p Pattern) takes(words []string, wild bool) bool {
 	if len(p) == 0 {
 		return len(words) == 0
 	}
@@ -59,8 +61,8 @@ func (p pattern) takes(words []string, wild bool) bool {
 }
 
 // normal puts the stars of a run of wildcards first, and merges its hashes: #.* takes what *.# takes.
-func (p pattern) normal() pattern {
-	var n pattern
+func (p Pattern) normal() Pattern {
+	var n Pattern
 	hash := false
 	for _, word := range p {
 		if word == "#" {
@@ -78,9 +80,10 @@ func (p pattern) normal() pattern {
 	return n
 }
 
-// patterns matches what one of them matches.
-type patterns []pattern
+// List matches what one of its patterns matches.
+type List []Pattern
 
-func (ps patterns) match(topic string) bool {
-	return slices.ContainsFunc(ps, func(p pattern) bool { return p.matches(topic) })
+// Matches reports whether one of them takes a topic.
+func (l List) Matches(topic string) bool {
+	return slices.ContainsFunc(l, func(p Pattern) bool { return p.Matches(topic) })
 }
