@@ -172,7 +172,10 @@ func (c *sqlConn) Inside(ctx context.Context) error {
 		outside, err = c.outsideMySQL(ctx)
 	case txn.Postgres:
 		if c.raw {
-			_, err = c.on.ExecContext(ctx, "SAVEPOINT "+guard+"; RELEASE SAVEPOINT "+guard)
+			// One after the other: an ORM may prepare what goes through its transaction.
+			if _, err = c.on.ExecContext(ctx, "SAVEPOINT "+guard); err == nil {
+				_, err = c.on.ExecContext(ctx, "RELEASE SAVEPOINT "+guard)
+			}
 			outside = dberr.SQLState(err) == "25P01"
 		}
 	case txn.SQLite:

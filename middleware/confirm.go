@@ -27,6 +27,10 @@ type ConfirmConfig struct {
 	Outbox message.Publisher
 	// Topic is where confirmations go. Default: where each message says.
 	Topic string
+	// Background acknowledges a message without waiting for the broker to have its direct confirmation. That
+	// costs next to nothing; a confirmation that a crash or an outage then loses costs the producer's
+	// deadline, and a copy that is confirmed again. At most 1000 are under way; more wait.
+	Background bool
 	// Timeout is how long a confirmation may take. Default 10 s.
 	Timeout time.Duration
 	// Logger receives what goes wrong, ids only. Default: none.
@@ -37,7 +41,7 @@ type ConfirmConfig struct {
 // whose topic has the policy outbox.AwaitConfirmation. Others pass untouched.
 //
 // It confirms when the handler has succeeded, and again for each copy of a message that was done
-// before: the earlier word may be lost. If it cannot, the message is nacked, and confirmed when it comes
+// before: the earlier word may be lost. If it cannot (and is not to do so in the background), the message is nacked, and confirmed when it comes
 // back; so Idempotent or Transactional belongs inside of it. When the message was given up for good,
 // the producer hears that it failed.
 func Confirm(cfg ConfirmConfig) (message.HandlerMiddleware, error) {
@@ -48,7 +52,7 @@ func Confirm(cfg ConfirmConfig) (message.HandlerMiddleware, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	c := &confirmer{cfg: cfg, batches: confirmBatches{pub: cfg.Publisher}}
+	c := &confirmer{cfg: cfg, batches: confirmBatches{pub: cfg.Publisher}, slots: make(chan struct{}, confirmSlots)}
 	return func(next message.HandlerFunc) message.HandlerFunc {
 		return func(msg *message.Message) ([]*message.Message, error) {
 			topic := msg.Metadata[meta.Confirm]
@@ -82,7 +86,10 @@ func (c ConfirmConfig) check() error {
 type confirmer struct {
 	cfg     ConfirmConfig
 	batches confirmBatches
+	slots   chan struct{} // of confirmations in the background
 }
+
+const confirmSlots = 1000
 
 func (c *confirmer) handle(msg *message.Message, topic string, rec *delivery.Record, next message.HandlerFunc) ([]*message.Message, error) {
 	ctx, id := msg.Context(), msg.UUID // the handler may change the message
@@ -107,6 +114,10 @@ func (c *confirmer) handle(msg *message.Message, topic string, rec *delivery.Rec
 	if err = rec.Judge(err); err != nil || rec.Outcome() != delivery.Done || rec.Committed() {
 		return out, err
 	}
+	if c.cfg.Background {
+		c.tellLater(ctx, topic, id)
+		return out, nil
+	}
 	if err := c.tell(ctx, topic, id, confirmation.Done, ""); err != nil {
 		rec.Set(delivery.Failed)
 		return nil, postponed(fmt.Errorf("middleware: Confirm: %w", err), refusedDelay)
@@ -124,6 +135,17 @@ func lastReason(rec *delivery.Record) string {
 
 func (c *confirmer) word(id string, outcome confirmation.Outcome, reason string) (*message.Message, error) {
 	return confirmation.Confirmation{ID: id, Group: c.cfg.Group, Outcome: outcome, Reason: reason, At: time.Now().UTC()}.Message()
+}
+
+// tellLater sends a confirmation while the message is acknowledged.
+func (c *confirmer) tellLater(ctx context.Context, topic, id string) {
+	c.slots <- struct{}{}
+	go func() {
+		defer func() { <-c.slots }()
+		if err := c.tell(ctx, topic, id, confirmation.Done, ""); err != nil {
+			c.cfg.Logger.WarnContext(ctx, "a message was not confirmed, and will come again", "message_id", id, "error", err)
+		}
+	}()
 }
 
 // tell sends a confirmation, also when ctx has ended: the message has been handled.

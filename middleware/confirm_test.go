@@ -144,6 +144,8 @@ type slowBatches struct {
 	gate  chan struct{}
 	mu    sync.Mutex
 	calls int
+
+	confirmed int
 }
 
 func (s *slowBatches) PublishBatch(ctx context.Context, topics []string, msgs []*message.Message) []error {
@@ -155,7 +157,11 @@ func (s *slowBatches) PublishBatch(ctx context.Context, topics []string, msgs []
 	for i := range msgs {
 		if msgs[i].Context().Value(failing{}) == "yes" {
 			errs[i] = errDown
+			continue
 		}
+		s.mu.Lock()
+		s.confirmed++
+		s.mu.Unlock()
 	}
 	return errs
 }
@@ -221,4 +227,22 @@ func TestConfirmReportsWhatIsWrongWithItsConfiguration(t *testing.T) {
 	for _, want := range []string{"Group", "Publisher", "Timeout"} {
 		require.ErrorContains(t, err, want)
 	}
+}
+
+func TestAConfirmationInTheBackgroundDoesNotHoldTheMessageUp(t *testing.T) {
+	t.Parallel()
+	pub := &slowBatches{gate: make(chan struct{})}
+	h := chain(works, must(t)(middleware.Confirm(middleware.ConfirmConfig{Group: "billing", Publisher: pub, Background: true})))
+	for i := range 50 {
+		m := asking(t, fmt.Sprint(i))
+		m.SetContext(context.WithValue(t.Context(), failing{}, "no"))
+		_, err := h(m)
+		require.NoError(t, err)
+	}
+	close(pub.gate)
+	testenv.Eventually(t, 30*time.Second, "all are confirmed", func() bool {
+		pub.mu.Lock()
+		defer pub.mu.Unlock()
+		return pub.confirmed == 50
+	})
 }

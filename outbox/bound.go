@@ -43,6 +43,9 @@ type proof struct {
 	begun   bool
 	stepped time.Time // the last step
 	full    time.Time // the last proof from the bottom
+
+	proved bool   // every row up to upto could be seen, while the bound had this token
+	token  uint64 // see bound.get
 }
 
 // get returns the bound, and what stale wants to know.
@@ -98,6 +101,15 @@ func (p *proof) due() bool {
 	p.stepped = time.Now()
 	return true
 }
+
+// holds reports whether there is nothing to prove: no position was drawn since the last proof, and nothing has
+// lowered the bound since. From time to time it is proved all the same.
+func (p *proof) holds(last int64, token uint64) bool {
+	return p.proved && p.token == token && p.upto == last && !p.begun && !p.old()
+}
+
+// old reports whether a proof from the bottom is due.
+func (p *proof) old() bool { return p.stepped.Sub(p.full) >= boundTrust }
 
 // wait takes the writers of this moment and the position that was drawn last before, and reports whether
 // every row up to p.upto can be seen by now.

@@ -408,7 +408,7 @@ func TestNewNamesEveryMistake(t *testing.T) {
 		},
 	})
 	for _, want := range []string{
-		"Config.Propagators", "Retention", "name topics", `pattern "a*"`, `pattern ""`, "After(7) is unknown", "must not be negative", "needs Groups",
+		"Config.Propagators", "Retention", "name topics", `pattern "a*"`, "the pattern is empty", "After(7) is unknown", "must not be negative", "needs Groups",
 		"only for AwaitConfirmation", "named twice", "a group is empty", "shorter than Deadline",
 	} {
 		require.ErrorContains(t, err, want)

@@ -20,12 +20,12 @@ func (s *sqlStore) Check(ctx context.Context) error {
 	if err := s.checkVersion(ctx); err != nil {
 		return err
 	}
-	if err := s.checkTables(ctx); err != nil {
-		return err
-	}
 	kind, err := s.pool.Dialect(ctx)
 	if err != nil {
 		return explain("check", err)
+	}
+	if err := s.checkTables(ctx, kind); err != nil {
+		return err
 	}
 	return errors.Join(d.check(ctx), s.checkIndexes(ctx, kind), s.checkPrivileges(ctx, kind))
 }
@@ -57,10 +57,10 @@ func (s *sqlStore) checkVersion(ctx context.Context) error {
 }
 
 // checkTables looks at each table, and for the lanes without which rows are never read.
-func (s *sqlStore) checkTables(ctx context.Context) error {
+func (s *sqlStore) checkTables(ctx context.Context, kind txn.Dialect) error {
 	lanes := 0
 	var looks strings.Builder
-	for _, table := range tables {
+	for _, table := range tablesOf(kind) {
 		looks.WriteString(` + (SELECT count(*) FROM ` + table + ` WHERE 1 = 0)`)
 	}
 	err := s.once(ctx, "check the tables", `SELECT (SELECT count(*) FROM millrace_lanes WHERE lane BETWEEN 0 AND 63)`+looks.String(), nil,

@@ -4,16 +4,25 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/millrace-go/millrace/internal/migrate"
 	"github.com/millrace-go/millrace/internal/txn"
 )
 
-// tables are all tables of an outbox.
+// tables are the tables that an outbox has in every database.
 var tables = []string{
 	"millrace_outbox", "millrace_lanes", "millrace_forwarders", "millrace_stops", "millrace_schedules", "millrace_sending",
 	"millrace_pauses", "millrace_dead", "millrace_sent", "millrace_confirmations", "millrace_history", "millrace_audit",
+}
+
+// tablesOf are all tables of an outbox in a database.
+func tablesOf(kind txn.Dialect) []string {
+	if kind == txn.MySQL {
+		return append(slices.Clone(tables), "millrace_flush")
+	}
+	return tables
 }
 
 // index is an index that the migrations make, and the statement that makes it.
@@ -113,7 +122,7 @@ func (s *sqlStore) checkPrivileges(ctx context.Context, kind txn.Dialect) (err e
 	}
 	return &setupError{
 		what:   "privileges are missing: " + rename(strings.Join(missing, ", "), s.prefix),
-		remedy: "GRANT SELECT, INSERT, UPDATE, DELETE ON " + rename(strings.Join(tables, ", "), s.prefix) + " TO the user of the outbox",
+		remedy: "GRANT SELECT, INSERT, UPDATE, DELETE ON " + rename(strings.Join(tablesOf(kind), ", "), s.prefix) + " TO the user of the outbox",
 	}
 }
 
@@ -132,8 +141,8 @@ func (s *sqlStore) notGranted(ctx context.Context) (missing []string, err error)
 
 // refused tries on MySQL, which cannot be asked, what every operation needs, on no row.
 func (s *sqlStore) refused(ctx context.Context) (missing []string, err error) {
-	columns := map[string]string{"millrace_lanes": "lane", "millrace_stops": "pos", "millrace_pauses": "name", "millrace_audit": "seq"}
-	for _, table := range tables {
+	columns := map[string]string{"millrace_lanes": "lane", "millrace_stops": "pos", "millrace_pauses": "name", "millrace_audit": "seq", "millrace_flush": "n"}
+	for _, table := range tablesOf(txn.MySQL) {
 		column := columns[table]
 		if column == "" {
 			column = "id"

@@ -172,21 +172,6 @@ func encodeMetadata(m message.Metadata) (string, error) {
 	return string(text), err
 }
 
-// decodeMetadata is the inverse of encodeMetadata, with the key put back.
-func decodeMetadata(text []byte, key string) (message.Metadata, error) {
-	m := message.Metadata{}
-	if err := json.Unmarshal(text, &m); err != nil {
-		return nil, fmt.Errorf("metadata is not a JSON object of strings") // the cause would quote it
-	}
-	if m == nil {
-		m = message.Metadata{}
-	}
-	if key != "" {
-		m[meta.Key] = key
-	}
-	return m, nil
-}
-
 func checkName(what, s string, most int) error {
 	if err := checkText(what, s, 1, most); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalidMessage, err)

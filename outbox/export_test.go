@@ -24,7 +24,7 @@ func PostgresStatements() map[string]string {
 		"hold":    {pgHold, lane + `, 1, 'd', '{1,2}', '{a,b}'`},
 		"lift":    {pgLift, lane + `, 1, 'd', 'k'`},
 		"park":    {pgPark, lane + `, 1, ` + row + `, 'd', 'r', 'e', 1`},
-		"topics":  {(&postgres{}).translate(topicsQuery), ``},
+		"topics":  {(&postgres{}).translate(topicsQuery + pgAndLast), ``},
 	}
 	statements := make(map[string]string, len(call))
 	for name, c := range call {
@@ -56,6 +56,17 @@ func Distrust(s Store) {
 	p.bound.step.Lock()
 	defer p.bound.step.Unlock()
 	p.bound.full = time.Time{}
+}
+
+// Later makes the store believe that so much time has passed.
+func Later(s Store, d time.Duration) {
+	p := s.(*sqlStore).found.(*postgres)
+	p.bound.step.Lock()
+	p.bound.stepped, p.bound.full = p.bound.stepped.Add(-d), p.bound.full.Add(-d)
+	p.bound.step.Unlock()
+	p.size.mu.Lock()
+	p.size.asked = p.size.asked.Add(-d)
+	p.size.mu.Unlock()
 }
 
 // TableSize is for its test.
@@ -99,7 +110,7 @@ func TopicsStatement(bound int64) (text, args string) {
 	if bound > 0 {
 		return pgFewTopics, fmt.Sprintf(`(%d, %d)`, bound, fewRows)
 	}
-	return (&postgres{}).translate(topicsQuery), ``
+	return (&postgres{}).translate(topicsQuery + pgAndLast), ``
 }
 
 // Public is what a user sees of Stats.

@@ -138,15 +138,27 @@ func texts(t *testing.T, rows *sql.Rows) (lines []string) {
 func TestAStatementPlannedForASmallTableIsNotUsedForALargeOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var size outbox.TableSize
+		busy := func(pages int64) (tag string) {
+			for range 100 {
+				tag = size.Tag(pages)
+			}
+			return tag
+		}
 		empty := size.Tag(0)
-		require.Equal(t, empty, size.Tag(1000), "the size is asked for at most once a second")
+		require.Equal(t, empty, busy(1000), "the size is asked for at most once a second")
 		time.Sleep(2 * time.Second)
-		small := size.Tag(1000)
+		small := busy(1000)
 		require.NotEqual(t, empty, small)
 		time.Sleep(2 * time.Second)
-		require.Equal(t, small, size.Tag(1023), "a little more is the same")
+		require.Equal(t, small, busy(1023), "a little more is the same")
 		time.Sleep(2 * time.Second)
-		require.NotEqual(t, small, size.Tag(100000))
+		require.NotEqual(t, small, busy(100000))
+		time.Sleep(2 * time.Second)
+		size.Tag(100000)
+		time.Sleep(2 * time.Second)
+		require.NotEqual(t, small, size.Tag(1000), "a statement now and then does not ask so often")
+		time.Sleep(10 * time.Second)
+		require.Equal(t, small, size.Tag(1000))
 	})
 }
 

@@ -66,9 +66,9 @@ type Purged struct {
 
 func (p Purged) total() int64 { return p.Sent + p.History + p.Confirmations + p.Audits }
 
-// RunRetention is what a running forwarder does beside its work; call it where there is none. It purges, now and every Config.Retention.Every, until ctx ends; then it returns nil. What
-// fails is logged and tried again in the next round. Several replicas may run it: each row is deleted, and
-// archived, by one.
+// RunRetention is what a running forwarder does beside its work; call it where there is none. It purges, now
+// and every Config.Retention.Every, until ctx ends; then it returns nil. What fails is logged and tried again
+// in the next round. Several replicas may run it: each row is deleted, and archived, by one.
 func (b *Box) RunRetention(ctx context.Context) error {
 	tick := time.NewTicker(b.cfg.Retention.withDefaults().Every)
 	defer tick.Stop()

@@ -18,6 +18,7 @@ import (
 // does): between two statements, the process could be paused without that limit.
 type mysql struct {
 	steps
+	seen mysqlTopics
 }
 
 // mysqlRows are rows by position. Asked for by pos IN (...), a table of few rows is read as a whole.
@@ -28,8 +29,9 @@ const (
 )
 
 func newMySQL(s *sqlStore) *mysql {
-	return &mysql{steps{
+	return &mysql{steps: steps{
 		sqlStore: s,
+		waiting:  mysqlWaiting,
 		options:  txn.Options{Isolation: sql.LevelReadCommitted},
 		share:    " LOCK IN SHARE MODE",
 		skip:     " FOR UPDATE SKIP LOCKED",
@@ -73,21 +75,35 @@ const mysqlColumns = `o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.s
 // topic, in one statement and so one snapshot.
 func (d *mysql) read(ctx context.Context, q Read) ([]Row, error) {
 	for perPart := share(q); ; perPart = q.MaxRows {
-		rows, candidates, err := d.readOnce(ctx, q, perPart)
-		if err != nil || !short(q, rows, candidates, perPart) {
-			return rows, err
+		v, err := d.readOnce(ctx, q, perPart)
+		if err != nil {
+			return nil, err
 		}
+		if short(q, v.rows, v.candidates, perPart) {
+			continue
+		}
+		if v.early {
+			err = d.flush(ctx, v.rows)
+		}
+		return v.rows, err
 	}
 }
 
-func (d *mysql) readOnce(ctx context.Context, q Read, perPart int) (rows []Row, candidates int, err error) {
+// mysqlAnswer is what one statement read.
+type mysqlAnswer struct {
+	rows       []Row
+	candidates int
+	early      bool // see mysqlEarly
+}
+
+func (d *mysql) readOnce(ctx context.Context, q Read, perPart int) (v mysqlAnswer, err error) {
 	text, args := d.readText(q, perPart)
 	err = d.pool.Query(ctx, text, args, func(row txn.Scanner) error {
-		r, err := scanRow(row, &candidates)
-		rows = append(rows, r)
+		r, err := scanRow(row, &v.candidates, &v.early)
+		v.rows = append(v.rows, r)
 		return err
 	})
-	return rows, candidates, err
+	return v, err
 }
 
 func (d *mysql) readText(q Read, perPart int) (string, []any) {
@@ -114,7 +130,7 @@ func (d *mysql) readText(q Read, perPart int) (string, []any) {
 	}
 	text := fmt.Sprintf(`WITH c AS (SELECT u.pos, u.size FROM (%s) u ORDER BY u.pos LIMIT %d),
 		s AS (SELECT pos, row_number() OVER (ORDER BY pos) AS n, sum(size) OVER (ORDER BY pos) AS bytes, count(*) OVER () AS candidates FROM c)
-		SELECT %s, s.candidates FROM s JOIN millrace_outbox o ON o.pos = s.pos WHERE s.n = 1 OR s.bytes <= %d ORDER BY o.pos`,
-		strings.Join(parts, " UNION ALL "), q.MaxRows, mysqlColumns, q.MaxBytes)
+		SELECT %s, s.candidates, %s FROM s JOIN millrace_outbox o ON o.pos = s.pos WHERE s.n = 1 OR s.bytes <= %d ORDER BY o.pos`,
+		strings.Join(parts, " UNION ALL "), q.MaxRows, mysqlColumns, mysqlEarly, q.MaxBytes)
 	return rename(text, d.prefix), args
 }

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"strconv"
 
 	"github.com/millrace-go/millrace/internal/txn"
 )
@@ -26,22 +27,37 @@ const pgLowestReady = `SELECT coalesce((SELECT pos FROM millrace_outbox
 // raise does a step of the proof of a higher bound if one is due: a few small statements in a second,
 // none of which takes a transaction id. Without an answer the bound is given up.
 func (p *postgres) raise(ctx context.Context) {
-	if !p.bound.step.TryLock() {
-		return // another read does it
-	}
-	defer p.bound.step.Unlock()
-	if !p.bound.due() {
+	if !p.stepping() {
 		return
 	}
-	if err := p.raiseNow(ctx); err != nil {
+	defer p.bound.step.Unlock()
+	at, token := p.bound.get()
+	last, err := p.number(ctx, pgLastDrawn)
+	p.raised(ctx, p.raiseTo(ctx, last, at, token, err))
+}
+
+// stepping reports whether a step is due and nobody else does it; its caller then does, and has the lock.
+func (p *postgres) stepping() bool {
+	if !p.bound.step.TryLock() {
+		return false
+	}
+	if !p.bound.due() {
+		p.bound.step.Unlock()
+		return false
+	}
+	return true
+}
+
+func (p *postgres) raised(ctx context.Context, err error) {
+	if err != nil {
 		p.forget()
 		p.log.DebugContext(ctx, "outbox reads from the bottom, no bound was found", "error", err)
 	}
 }
 
-func (p *postgres) raiseNow(ctx context.Context) error {
-	at, token := p.bound.get()
-	last, err := p.number(ctx, pgLastDrawn)
+// raiseTo goes on with the proof, or begins one, for the position that was drawn last. The bound and its token
+// are those of the moment before that was asked, with err.
+func (p *postgres) raiseTo(ctx context.Context, last, at int64, token uint64, err error) error {
 	if err != nil {
 		return err
 	}
@@ -49,12 +65,16 @@ func (p *postgres) raiseNow(ctx context.Context) error {
 		p.forget()
 		at, token = p.bound.get()
 	}
-	writers, err := p.writers(ctx)
-	if err != nil || !p.bound.wait(last, writers) {
-		return err
+	if !p.bound.holds(last, token) {
+		writers, err := p.writers(ctx)
+		if err != nil || !p.bound.wait(last, writers) {
+			return err
+		}
+		p.bound.begun, p.bound.proved, p.bound.token = false, true, token
+	} else if at == last {
+		return nil // nothing waits, and nothing has come
 	}
-	p.bound.begun = false
-	full := p.bound.stepped.Sub(p.bound.full) >= boundTrust
+	full := p.bound.old()
 	if full {
 		at = 0
 	}
@@ -93,35 +113,73 @@ func (p *postgres) writers(ctx context.Context) (all []string, err error) {
 // fewRows is up to how many rows above the bound are looked at for their topics.
 const fewRows = 1000
 
+// pgAndLast adds the position that was drawn last to a statement about topics: a quiet outbox is asked for both
+// at once.
+const pgAndLast = `
+	UNION ALL SELECT 'last', (` + pgLastDrawn + `)::text`
+
 // $1 bound, $2 rows. The rows are found by the primary key.
 const pgFewTopics = `SELECT CASE WHEN bool_or(ready) THEN 'ready' ELSE '' END, topic, count(*) FROM (
 	SELECT topic, ready FROM millrace_outbox WHERE pos > $1::bigint ORDER BY pos LIMIT $2::int) o
 	GROUP BY topic
-	UNION ALL SELECT kind, name, 0 FROM millrace_pauses`
+	UNION ALL SELECT kind, name, 0 FROM millrace_pauses
+	UNION ALL SELECT 'last', (` + pgLastDrawn + `)::text, 0`
 
 // topics implements dialect. Hopping through the index takes a step for each topic, and one for each
-// deleted row that is in the way; while few rows wait, these are looked at instead.
+// deleted row that is in the way; while few rows wait, these are looked at instead. A step of the proof
+// goes with it if one is due.
 func (p *postgres) topics(ctx context.Context) (Topics, error) {
-	p.raise(ctx)
-	if at, _ := p.bound.get(); at > 0 {
-		topics, few, err := p.fewTopics(ctx, at)
-		if few || err != nil {
-			return topics, err
-		}
+	stepping := p.stepping()
+	if stepping {
+		defer p.bound.step.Unlock()
 	}
-	return p.hop(ctx)
+	at, token := p.bound.get()
+	found, last, err := p.topicsAbove(ctx, at)
+	if stepping {
+		p.raised(ctx, p.raiseTo(ctx, last, at, token, err))
+	}
+	return found, err
 }
 
-func (p *postgres) fewTopics(ctx context.Context, at int64) (_ Topics, few bool, err error) {
+func (p *postgres) topicsAbove(ctx context.Context, at int64) (found Topics, last int64, err error) {
+	if at > 0 {
+		found, last, few, err := p.fewTopics(ctx, at)
+		if few || err != nil {
+			return found, last, err
+		}
+	}
+	var t topics
+	err = p.query(ctx, "topics", topicsQuery+pgAndLast, nil, func(row txn.Scanner) error {
+		var kind, name string
+		if err := row.Scan(&kind, &name); err != nil {
+			return err
+		}
+		return t.addOrLast(kind, name, &last)
+	})
+	return t.answer(), last, err
+}
+
+func (p *postgres) fewTopics(ctx context.Context, at int64) (_ Topics, last int64, few bool, err error) {
 	var t topics
 	rows := 0
 	err = p.query(ctx, "topics", pgFewTopics, []any{at, fewRows}, func(row txn.Scanner) error {
 		var kind, name string
 		var n int
-		err := row.Scan(&kind, &name, &n)
+		if err := row.Scan(&kind, &name, &n); err != nil {
+			return err
+		}
 		rows += n
-		t.add(kind, name)
-		return err
+		return t.addOrLast(kind, name, &last)
 	})
-	return t.answer(), rows < fewRows, err
+	return t.answer(), last, rows < fewRows, err
+}
+
+// addOrLast takes up one row of an answer, which may be the position that was drawn last.
+func (t *topics) addOrLast(kind, name string, last *int64) (err error) {
+	if kind == "last" {
+		*last, err = strconv.ParseInt(name, 10, 64)
+		return err
+	}
+	t.add(kind, name)
+	return nil
 }

@@ -15,7 +15,7 @@ type sqlite struct {
 }
 
 func newSQLite(s *sqlStore) *sqlite {
-	return &sqlite{steps{sqlStore: s, byPosition: byPosition{
+	return &sqlite{steps{sqlStore: s, waiting: sqliteWaiting, byPosition: byPosition{
 		pick:   `SELECT %s FROM millrace_outbox o WHERE o.pos IN (%s)`,
 		change: `UPDATE millrace_outbox AS o SET %s WHERE %s AND o.pos IN (%s)`,
 		erase:  `DELETE FROM millrace_outbox WHERE pos IN (%s)`,

@@ -22,6 +22,10 @@ type steps struct {
 	share, skip string
 	// enter and leave, if set, are run at the ends of each transaction. Leave commits it as well.
 	enter, leave string
+	// waiting is a query of what waits in lanes with these live stops: rows of what it is (waitsDue, waitsHeld or
+	// waitsConfirmation), the lane, the microseconds until the earliest is due, a destination and a key.
+	// Of keys that are held it names at least one that has no live stop, if there is one.
+	waiting func(lanes []int, stops []Stop) string
 	byPosition
 }
 
@@ -204,8 +208,9 @@ func (s *steps) release(ctx context.Context, grants []Grant) error {
 }
 
 func (s *steps) stops(ctx context.Context, lanes []int) ([]Stop, error) {
-	query := rename(`SELECT s.lane, s.destination, s.order_key, s.pos FROM millrace_stops s
-		WHERE s.lane IN (`+list(lanes)+`) AND EXISTS (SELECT 1 FROM millrace_outbox o WHERE o.pos = s.pos)`, s.prefix)
+	// No join, and no EXISTS: it could read the whole table.
+	query := s.plain(`SELECT s.lane, s.destination, s.order_key, s.pos FROM millrace_stops s
+		WHERE s.lane IN (` + list(lanes) + `) AND (SELECT 1 {from millrace_outbox PRIMARY} WHERE millrace_outbox.pos = s.pos) = 1`)
 	return scanStops(func(row func(txn.Scanner) error) error { return s.pool.Query(ctx, query, nil, row) })
 }
 

@@ -9,7 +9,7 @@ import (
 // promote implements dialect. Most calls only look.
 func (s *steps) promote(ctx context.Context, grants []Grant) (Promotion, error) {
 	lanes, _ := lanesAndEpochs(grants)
-	first, err := s.look(ctx, lanes)
+	first, orphans, err := s.look(ctx, lanes)
 	if err != nil || !first.work() {
 		return first.promotion(), err
 	}
@@ -26,7 +26,7 @@ func (s *steps) promote(ctx context.Context, grants []Grant) (Promotion, error) 
 				lanes = append(lanes, g.Lane)
 			}
 		}
-		freed, err := s.unhold(ctx, q, lanes)
+		freed, err := s.unhold(ctx, q, held, orphans)
 		if err != nil {
 			return err
 		}
@@ -41,35 +41,122 @@ func (s *steps) promote(ctx context.Context, grants []Grant) (Promotion, error) 
 		v.Next = soon
 		return v, nil
 	}
-	then, err := s.look(ctx, lanes)
-	v.Next, v.overdue = then.wait(), then.late()
-	return v, err
-}
-
-// unheld is true of held rows, or keys, that no stop of a message that still waits holds.
-const unheld = `NOT EXISTS (
-	SELECT 1 FROM millrace_stops s JOIN millrace_outbox w ON w.pos = s.pos
-	WHERE s.lane = o.lane AND s.destination = o.held AND s.order_key = o.order_key)`
-
-func (s *steps) look(ctx context.Context, lanes []int) (v lookout, err error) {
-	query := s.found.translate(rename(`SELECT
-		(SELECT {until} FROM millrace_outbox WHERE ready = 0 AND due_at IS NOT NULL AND lane IN (`+list(lanes)+`)),
-		(SELECT count(*) FROM (SELECT DISTINCT lane, held, order_key FROM millrace_outbox
-			WHERE ready = 0 AND held IS NOT NULL AND lane IN (`+list(lanes)+`)) o WHERE `+unheld+`),
-		(SELECT {until} FROM millrace_sent WHERE due_at IS NOT NULL AND lane IN (`+list(lanes)+`))`, s.prefix))
-	err = s.pool.Query(ctx, query, nil, func(row txn.Scanner) error { return row.Scan(&v.due, &v.orphans, &v.overdue) })
-	return v, err
-}
-
-// unhold makes the held rows ready that nothing holds any more.
-func (s *steps) unhold(ctx context.Context, q txn.Querier, lanes []int) (int, error) {
-	pos, err := s.column(ctx, q, rename(`SELECT pos FROM millrace_outbox o
-		WHERE ready = 0 AND held IS NOT NULL AND lane IN (`+list(lanes)+`) AND `+unheld, s.prefix))
-	if err != nil || len(pos) == 0 {
-		return 0, err
+	then, _, err := s.look(ctx, lanes)
+	if v.Next, v.overdue = then.wait(), then.late(); then.orphans > 0 {
+		v.Next = soon
 	}
-	n, err := q.Exec(ctx, s.changeAt(`held = NULL, ready = 1`, `o.held IS NOT NULL`, pos))
-	return int(n), err
+	return v, err
+}
+
+// What the rows of steps.waiting are about.
+const (
+	waitsDue = iota
+	waitsHeld
+	waitsConfirmation
+)
+
+// stopped is a key that is stopped, or held.
+type stopped struct {
+	lane             int
+	destination, key string
+}
+
+// maxOrphans is about how many keys are set free in one Promote.
+const maxOrphans = 100
+
+// look tells what there is to do, and which keys are held that no stop of a message that still waits holds.
+func (s *steps) look(ctx context.Context, lanes []int) (v lookout, orphans []stopped, err error) {
+	stops, err := s.stops(ctx, lanes)
+	if err != nil {
+		return v, nil, err
+	}
+	live := make(map[stopped]bool, len(stops))
+	for _, stop := range stops {
+		live[stopped{stop.Lane, stop.Destination, stop.Key}] = true
+	}
+	for len(lanes)+len(stops) > 0 {
+		query := s.plain(s.waiting(lanes, stops))
+		lanes, stops = nil, nil // behind a key that is an orphan, there may be more
+		err = s.pool.Query(ctx, query, nil, func(row txn.Scanner) error {
+			var what int
+			var until *int64
+			var k stopped
+			if err := row.Scan(&what, &k.lane, &until, &k.destination, &k.key); err != nil {
+				return err
+			}
+			switch what {
+			case waitsDue:
+				v.due = sooner(v.due, until)
+			case waitsConfirmation:
+				v.overdue = sooner(v.overdue, until)
+			case waitsHeld:
+				if !live[k] {
+					live[k], orphans = true, append(orphans, k)
+					stops = append(stops, Stop{Lane: k.lane, Destination: k.destination, Key: k.key})
+				}
+			}
+			return nil
+		})
+		if err != nil || len(orphans) > maxOrphans {
+			break
+		}
+	}
+	v.orphans = len(orphans)
+	return v, orphans, err
+}
+
+// sooner is the smaller one; nil is never.
+func sooner(a, b *int64) *int64 {
+	if a == nil || b != nil && *b < *a {
+		return b
+	}
+	return a
+}
+
+// sqliteWaiting hops through the index of the held keys, from each to the next.
+func sqliteWaiting(lanes []int, _ []Stop) string {
+	return `WITH RECURSIVE l (lane) AS (SELECT value FROM json_each('` + jsonArray(lanes) + `')),
+	h (lane, held, order_key) AS (
+		SELECT o.lane, o.held, o.order_key FROM l CROSS JOIN millrace_outbox o ON o.pos = (
+			SELECT p.pos FROM millrace_outbox p WHERE p.lane = l.lane AND p.held IS NOT NULL
+			ORDER BY p.held, p.order_key, p.pos LIMIT 1)
+		UNION ALL
+		SELECT o.lane, o.held, o.order_key FROM h CROSS JOIN millrace_outbox o ON o.pos = COALESCE(
+			(SELECT p.pos FROM millrace_outbox p WHERE p.lane = h.lane AND p.held = h.held AND p.order_key > h.order_key
+			ORDER BY p.order_key, p.pos LIMIT 1),
+			(SELECT p.pos FROM millrace_outbox p WHERE p.lane = h.lane AND p.held > h.held
+			ORDER BY p.held, p.order_key, p.pos LIMIT 1)))
+	SELECT 0, l.lane, (SELECT due_at - {now} FROM millrace_outbox o
+		WHERE o.lane = l.lane AND o.due_at IS NOT NULL ORDER BY o.due_at LIMIT 1), '', '' FROM l
+	UNION ALL SELECT 1, h.lane, NULL, h.held, h.order_key FROM h
+	UNION ALL SELECT 2, l.lane, (SELECT due_at - {now} FROM millrace_sent s
+		WHERE s.lane = l.lane AND s.due_at IS NOT NULL ORDER BY s.due_at LIMIT 1), '', '' FROM l`
+}
+
+// unhold makes the held rows of these keys ready, if still nothing holds them.
+func (s *steps) unhold(ctx context.Context, q txn.Querier, held map[int]bool, orphans []stopped) (ready int, err error) {
+	for _, k := range orphans {
+		if !held[k.lane] {
+			continue
+		}
+		pos, err := s.column(ctx, q, s.text(`SELECT pos {from millrace_outbox millrace_outbox_held}
+			WHERE ready = 0 AND lane = $1 AND held = $2 AND order_key = $3 AND NOT EXISTS (
+				SELECT 1 FROM millrace_stops s WHERE s.lane = $4 AND s.destination = $5 AND s.order_key = $6
+				  AND (SELECT 1 {from millrace_outbox PRIMARY} WHERE millrace_outbox.pos = s.pos) = 1)`),
+			k.lane, k.destination, k.key, k.lane, k.destination, k.key)
+		if err != nil {
+			return 0, err
+		}
+		if len(pos) == 0 {
+			continue
+		}
+		n, err := q.Exec(ctx, s.changeAt(`held = NULL, ready = 1`, `o.held IS NOT NULL`, pos))
+		if err != nil {
+			return 0, err
+		}
+		ready += int(n)
+	}
+	return ready, nil
 }
 
 // ripen makes ready what has become due. The rows are named by position: a range would lock what lies
@@ -84,8 +171,8 @@ func (s *steps) ripen(ctx context.Context, q txn.Querier, lanes []int) (int, err
 	return int(n), err
 }
 
-func (s *steps) column(ctx context.Context, q txn.Querier, query string) (out []int64, err error) {
-	err = q.Query(ctx, query, nil, func(row txn.Scanner) error {
+func (s *steps) column(ctx context.Context, q txn.Querier, query string, args ...any) (out []int64, err error) {
+	err = q.Query(ctx, query, args, func(row txn.Scanner) error {
 		var n int64
 		err := row.Scan(&n)
 		out = append(out, n)

@@ -111,46 +111,6 @@ func (b *batch) answers(err error) []error {
 	return errs
 }
 
-func encode(m wmredis.Marshaller, topic string, msg *message.Message) (entry, error) {
-	switch {
-	case msg == nil:
-		return entry{}, errors.New("message is nil")
-	case topic == "":
-		return entry{}, errors.New("topic is empty")
-	}
-	values, err := m.Marshal(topic, msg)
-	switch {
-	case err != nil:
-		return entry{}, err
-	case len(values) == 0:
-		return entry{}, errors.New("marshaler returned no field")
-	case len(values) > maxFields:
-		return entry{}, fmt.Errorf("entry has %d fields, at most %d are possible", len(values), maxFields)
-	}
-	names := make([]string, 0, len(values))
-	for name := range values {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	e := entry{args: make([]any, 0, 2*len(names))}
-	for _, name := range names {
-		e.args = append(e.args, name, values[name])
-		e.bytes += len(name) + size(values[name])
-	}
-	return e, nil
-}
-
-func size(value any) int {
-	switch v := value.(type) {
-	case string:
-		return len(v)
-	case []byte:
-		return len(v)
-	default:
-		return 32
-	}
-}
-
 // send adds all that is not refused, each stream's entries in order. One chunk of a stream is under
 // way at a time, because only its answer says which groups may go on.
 func (b *batch) send(ctx context.Context, client redis.UniversalClient, limit int) {

@@ -49,6 +49,12 @@ CREATE TABLE IF NOT EXISTS millrace_lanes (
 INSERT IGNORE INTO millrace_lanes (lane)
     WITH RECURSIVE n (lane) AS (SELECT 0 UNION ALL SELECT lane + 1 FROM n WHERE lane < 63) SELECT lane FROM n;
 
+-- Written after a read, so that what was read is on disk before it is sent. n only has to change.
+CREATE TABLE IF NOT EXISTS millrace_flush (
+    lane SMALLINT NOT NULL PRIMARY KEY CHECK (lane BETWEEN 0 AND 63),
+    n    BIGINT   NOT NULL
+) ENGINE = InnoDB;
+
 CREATE TABLE IF NOT EXISTS millrace_forwarders (
     id         VARBINARY(64) NOT NULL PRIMARY KEY,
     beat       BIGINT        NOT NULL DEFAULT 0,
