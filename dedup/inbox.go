@@ -100,20 +100,13 @@ func NewInbox(db millrace.DB, cfg InboxConfig) (*SQLInbox, error) {
 
 // Check reports whether the table is there: ErrNoTable if it is not, any other error is an outage.
 func (b *SQLInbox) Check(ctx context.Context) error {
-	dialect, err := b.pool.Dialect(ctx)
-	if err != nil {
-		return fmt.Errorf("dedup: check the inbox: %w", err)
-	}
 	part := Migrations()
-	want, err := migrate.Latest(part.Files, dialect)
-	if err != nil {
-		return fmt.Errorf("dedup: check the inbox: %w", err)
-	}
-	have, err := migrate.Version(ctx, b.pool, part.Name)
+	have, want, err := migrate.Versions(ctx, b.pool, part.Name, part.Files)
 	if err != nil {
 		return fmt.Errorf("dedup: check the inbox: %w", err)
 	}
 	if have < want {
+		dialect, _ := b.pool.Dialect(ctx) // it is known by now
 		return fmt.Errorf("%w/%s (version %d, want %d)", ErrNoTable, dialect, have, want)
 	}
 	return nil

@@ -63,6 +63,20 @@ func Latest(fsys fs.FS, dialect txn.Dialect) (int, error) {
 	return len(files), nil
 }
 
+// Versions are the version of a part in the database, 0 if it was never applied, and the newest that the files
+// know.
+func Versions(ctx context.Context, p txn.Pool, part string, fsys fs.FS) (have, want int, err error) {
+	dialect, err := p.Dialect(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	if want, err = Latest(fsys, dialect); err != nil {
+		return 0, 0, err
+	}
+	have, err = Version(ctx, p, part)
+	return have, want, err
+}
+
 // Version is the newest version of a part that the database has, 0 if none. That the version table
 // is missing counts as none.
 func Version(ctx context.Context, q txn.Querier, part string) (int, error) {

@@ -162,15 +162,7 @@ var ErrNoTable = errors.New("half: not migrated")
 func IsSetup(err error) bool { return errors.Is(err, ErrNoTable) || outbox.IsSetup(err) }
 
 func checkPart(ctx context.Context, pool txn.Pool, p millrace.Part, where, call string) error {
-	dialect, err := pool.Dialect(ctx)
-	if err != nil {
-		return fmt.Errorf("half: check %s: %w", where, err)
-	}
-	want, err := migrate.Latest(p.Files, dialect)
-	if err != nil {
-		return fmt.Errorf("half: check %s: %w", where, err)
-	}
-	have, err := migrate.Version(ctx, pool, p.Name)
+	have, want, err := migrate.Versions(ctx, pool, p.Name, p.Files)
 	if err != nil {
 		return fmt.Errorf("half: check %s: %w", where, err)
 	}

@@ -59,20 +59,13 @@ func New(db millrace.DB) (*Store, error) {
 
 // Check implements store.Delayed: ErrNoTable if the tables are not there, any other error is an outage.
 func (s *Store) Check(ctx context.Context) error {
-	dialect, err := s.pool.Dialect(ctx)
-	if err != nil {
-		return fmt.Errorf("sqlstore: check: %w", err)
-	}
 	part := Migrations()
-	want, err := migrate.Latest(part.Files, dialect)
-	if err != nil {
-		return fmt.Errorf("sqlstore: check: %w", err)
-	}
-	have, err := migrate.Version(ctx, s.pool, part.Name)
+	have, want, err := migrate.Versions(ctx, s.pool, part.Name, part.Files)
 	if err != nil {
 		return fmt.Errorf("sqlstore: check: %w", err)
 	}
 	if have < want {
+		dialect, _ := s.pool.Dialect(ctx) // it is known by now
 		return fmt.Errorf("%w/%s (version %d, want %d)", ErrNoTable, dialect, have, want)
 	}
 	return nil
