@@ -28,11 +28,6 @@ type ledger struct {
 	said    map[string]bool // InTx said that it committed
 	denied  map[string]bool // InTx said that it did not
 	unknown int
-
-	// forgets: the server may show a commit to others before it is on disk, and forget it when it is killed
-	// in between. Its writer had no answer, its message may have been sent.
-	forgets   bool
-	forgotten int
 }
 
 func newLedger(t *testing.T, d database) *ledger {
@@ -226,8 +221,6 @@ func (l *ledger) requireReconciled(ids []string) (duplicates int) {
 	for _, id := range ids {
 		switch {
 		case l.committed[id]:
-		case l.forgets && !l.denied[id]:
-			l.forgotten++
 			l.committed[id] = true
 		default:
 			ghosts[id] = true

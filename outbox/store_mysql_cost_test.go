@@ -63,6 +63,35 @@ func TestALookAtWhatIsNotDueOrHeldReadsNoneOfItOnMariaDB(t *testing.T) {
 	require.Less(t, examined, int64(n/2), "a few for each lane and each held key")
 }
 
+func TestAReadOnMariaDBReadsWhatItReturnsWhateverElseWaits(t *testing.T) {
+	t.Parallel()
+	const n, rows = 3000, 100
+	b, _ := crowded(t, n)
+	lanes := make([]int, outbox.Lanes)
+	for i := range lanes {
+		lanes[i] = i
+	}
+	var flying []int64
+	read := func(count int) int64 {
+		q := outbox.Read{Lanes: lanes, Topics: []string{"orders"}, Exclude: flying, MaxRows: count, MaxBytes: 1 << 20}
+		return b.examined(func() {
+			got, err := b.box.Store().Read(t.Context(), q)
+			require.NoError(t, err)
+			require.Len(t, got, count)
+			flying = nil
+			for _, r := range got {
+				flying = append(flying, r.Pos)
+			}
+		})
+	}
+	alone := read(rows)
+	read(10 * rows) // in flight from now on
+	behind := read(rows)
+	t.Logf("rows examined: %d, and %d behind %d in flight", alone, behind, 10*rows)
+	require.Less(t, alone, int64(2*outbox.Lanes*rows))
+	require.Less(t, behind, alone+2*10*rows, "each that is in flight is passed over once")
+}
+
 func TestManyReadyRowsOfATopicCostTheTopicsNothingOnMariaDB(t *testing.T) {
 	t.Parallel()
 	const n = 3000

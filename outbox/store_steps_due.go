@@ -162,8 +162,8 @@ func (s *steps) unhold(ctx context.Context, q txn.Querier, held map[int]bool, or
 // ripen makes ready what has become due. The rows are named by position: a range would lock what lies
 // beside them.
 func (s *steps) ripen(ctx context.Context, q txn.Querier, lanes []int) (int, error) {
-	pos, err := s.column(ctx, q, s.found.translate(rename(`SELECT pos FROM millrace_outbox
-		WHERE ready = 0 AND lane IN (`+list(lanes)+`) AND due_at <= {now} ORDER BY due_at LIMIT 1000`, s.prefix)))
+	pos, err := s.column(ctx, q, s.plain(`SELECT pos {from millrace_outbox millrace_outbox_due}
+		WHERE ready = 0 AND lane IN (`+list(lanes)+`) AND due_at <= {now} ORDER BY due_at LIMIT 1000`))
 	if err != nil || len(pos) == 0 {
 		return 0, err
 	}
