@@ -258,6 +258,7 @@ func TestMessagesThatNoQueueTakesWaitForTheBinding(t *testing.T) {
 	testenv.Eventually(t, time.Minute, "refusals, or the destination found at fault", func() bool {
 		return f.Stats().Refused > 0 || f.Health(t.Context()) != nil
 	})
+	testenv.Eventually(t, time.Minute, "the other message is settled", func() bool { return l.waiting() <= l.count("ledger") })
 	require.Equal(t, l.count("ledger"), l.waiting(), "the rows are kept")
 	require.NoError(t, ch.QueueBind("orders", "", "orders", false, nil))
 	l.settled()
