@@ -17,10 +17,10 @@ import (
 	"github.com/millrace-go/millrace/middleware"
 )
 
-const crashLease = 500 * time.Millisecond
+const crashLease = 2 * time.Second
 
 func crashConfig() middleware.IdempotentConfig {
-	return middleware.IdempotentConfig{Consumer: "c", Lease: crashLease, DoneTTL: time.Hour, MaxClaims: 3}
+	return middleware.IdempotentConfig{Consumer: "c", Lease: crashLease, StoreTimeout: crashLease / 3, DoneTTL: time.Hour, MaxClaims: 3}
 }
 
 // dyingConsumer is a process that begins to handle one message and never ends.
@@ -64,7 +64,7 @@ func TestAMessageThatKillsItsProcessIsGivenUp(t *testing.T) {
 		require.Equal(t, want, line)
 		if life == 2 { // while it lives, its heartbeat holds the message
 			h := must(t)(middleware.Idempotent(redisdedup.New(redisClient(t, url), redisdedup.Config{Namespace: namespace}),
-				middleware.IdempotentConfig{Consumer: "c", Lease: crashLease, DoneTTL: time.Hour, BusyWait: 3 * crashLease}))(succeed)
+				middleware.IdempotentConfig{Consumer: "c", Lease: crashLease, StoreTimeout: crashLease / 3, DoneTTL: time.Hour, BusyWait: 3 * crashLease}))(succeed)
 			_, err := h(delivery(t.Context(), "m", "p"))
 			require.ErrorIs(t, err, middleware.ErrInProgress)
 		}

@@ -91,7 +91,7 @@ func TestHoweverRedisFailsNothingRunsAndNothingIsLost(t *testing.T) {
 			var calls atomic.Int64
 			h := chain(func(*message.Message) ([]*message.Message, error) { calls.Add(1); return nil, nil },
 				must(t)(middleware.Idempotent(store, middleware.IdempotentConfig{
-					Consumer: "c", Lease: time.Second, BusyWait: 200 * time.Millisecond, StoreTimeout: 100 * time.Millisecond,
+					Consumer: "c", Lease: time.Second, BusyWait: 200 * time.Millisecond, StoreTimeout: 300 * time.Millisecond,
 					DoneTTL: time.Hour, MaxClaims: 1000, OnEvent: e.add,
 				})))
 			deliverUntilDone(t, h, "before", 10, nil)

@@ -137,7 +137,7 @@ func TestAProcessThatWakesUpAfterItsLeaseChangesNothing(t *testing.T) {
 	open := func() *redisdedup.Store {
 		return redisdedup.New(redisClient(t, server.URL), redisdedup.Config{Namespace: "x"})
 	}
-	cfg := middleware.IdempotentConfig{Consumer: "c", Lease: 600 * time.Millisecond, DoneTTL: time.Minute}
+	cfg := middleware.IdempotentConfig{Consumer: "c", Lease: 2 * time.Second, StoreTimeout: 600 * time.Millisecond, DoneTTL: time.Minute}
 	started, finish := make(chan struct{}), make(chan struct{})
 	slow := chain(func(msg *message.Message) ([]*message.Message, error) {
 		close(started)
@@ -157,9 +157,9 @@ func TestAProcessThatWakesUpAfterItsLeaseChangesNothing(t *testing.T) {
 	}()
 	<-started
 	server.Pause() // to a client, a store that hangs is as good as a client that hangs
-	release := time.AfterFunc(800*time.Millisecond, server.Resume)
+	release := time.AfterFunc(2500*time.Millisecond, server.Resume)
 	defer release.Stop()
-	testenv.Eventually(t, 10*time.Second, "taken over", func() bool {
+	testenv.Eventually(t, 30*time.Second, "taken over", func() bool {
 		out, err := fast(delivery(t.Context(), "m", "p"))
 		return err == nil && len(out) == 1 && string(out[0].Payload) == "fast"
 	})

@@ -25,7 +25,7 @@ import (
 )
 
 func zombieConfig() middleware.IdempotentConfig {
-	return middleware.IdempotentConfig{Consumer: "c", Lease: 600 * time.Millisecond, DoneTTL: time.Hour}
+	return middleware.IdempotentConfig{Consumer: "c", Lease: 3 * time.Second, StoreTimeout: time.Second, DoneTTL: time.Hour}
 }
 
 // zombie is a process that is frozen in its handler, before the effect, and then goes on as if nothing had
