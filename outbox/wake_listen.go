@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/millrace-go/millrace/internal/backoff"
 )
 
 const (
@@ -60,7 +62,7 @@ func (o *others) listenOn(ctx context.Context) {
 				failures = 0
 				o.log.InfoContext(ctx, "wake-up by other processes heard again")
 			}
-			if !wait(ctx, hearingTest) { // also when the note could not be sent: that says nothing about hearing
+			if !backoff.Sleep(ctx, hearingTest) { // also when the note could not be sent: that says nothing about hearing
 				return nil
 			}
 		}
@@ -77,7 +79,7 @@ func (o *others) listenOn(ctx context.Context) {
 			}
 			o.log.WarnContext(ctx, "wake-up by other processes not heard, their messages are found by polling", "error", err, "remedy", remedy)
 		}
-		if !wait(ctx, noteBackoff.Delay(failures)) {
+		if !backoff.Sleep(ctx, noteBackoff.Delay(failures)) {
 			return
 		}
 	}
@@ -156,16 +158,4 @@ func (ws *wakes) check(ctx context.Context) error {
 		return &setupError{what: "wake-up: " + err.Error(), remedy: deafRemedy}
 	}
 	return fmt.Errorf("outbox: wake-up: %w", err)
-}
-
-// wait waits for d, or returns false when ctx ends before.
-func wait(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }

@@ -41,7 +41,8 @@ type Delayed interface {
 
 	// Take leases up to Limit messages of the group that are due to the owner, longest due first. Of an
 	// order key only the message stored first can be taken, while no other is held. Next is the
-	// time until something more is due, or negative if nothing is known to be.
+	// time until something more is due, or negative if nothing is known to be. It is 0 also when a call
+	// left out what another was looking at in that moment.
 	Take(ctx context.Context, t Take) (taken []Entry, next time.Duration, err error)
 
 	// Renew lets the lease end lease from now. False: the owner holds the message no more.

@@ -182,17 +182,7 @@ func decideOne(ctx context.Context, said *statements, q txn.Querier, d store.Dec
 // revive makes a message due with no attempts. Whoever holds the copy that is there holds it no more.
 func revive(ctx context.Context, said *statements, q txn.Querier, e store.Entry) error {
 	e.Attempts, e.Returns = 0, 0
-	var due any = int64(0)
-	if e.OrderKey != "" {
-		closed, err := lockTail(ctx, said, q, e)
-		if err != nil {
-			return err
-		}
-		if closed {
-			due = nil
-		}
-	}
-	fresh, err := insert(ctx, said, q, e, due)
+	fresh, err := line(ctx, said, q, e, 0)
 	if err != nil || fresh {
 		return err
 	}

@@ -66,6 +66,22 @@ func lockTail(ctx context.Context, said *statements, q txn.Querier, e store.Entr
 	}
 }
 
+// line stores a message that is due after the delay, or behind the others of its key. It reports false if the
+// message is there.
+func line(ctx context.Context, said *statements, q txn.Querier, e store.Entry, delay time.Duration) (bool, error) {
+	var due any = delay.Microseconds()
+	if e.OrderKey != "" {
+		closed, err := lockTail(ctx, said, q, e)
+		if err != nil {
+			return false, err
+		}
+		if closed {
+			due = nil
+		}
+	}
+	return insert(ctx, said, q, e, due)
+}
+
 // insert stores a message that is due after the delay, or waits for its key if that is nil. It reports
 // false if the message is there.
 func insert(ctx context.Context, said *statements, q txn.Querier, e store.Entry, delay any) (bool, error) {
@@ -95,17 +111,7 @@ func (s *Store) Defer(ctx context.Context, e store.Entry, delay time.Duration) e
 		return err
 	}
 	return s.atomic(ctx, "defer", func(said *statements, q txn.Querier) error {
-		var due any = delay.Microseconds()
-		if e.OrderKey != "" {
-			closed, err := lockTail(ctx, said, q, e)
-			if err != nil {
-				return err
-			}
-			if closed {
-				due = nil
-			}
-		}
-		fresh, err := insert(ctx, said, q, e, due)
+		fresh, err := line(ctx, said, q, e, delay)
 		if err != nil || fresh {
 			return err
 		}

@@ -173,6 +173,11 @@ func eachToOne(s *suite) {
 }
 
 func longestDueFirst(s *suite) {
+	// The one that waits for its key keeps the others from being left out of a call: it is the first of the
+	// group in the index of a database, where those who look at the group before end, and lock for a moment.
+	s.put(s.keyed("held", "k"), 0)
+	s.put(s.keyed("behind", "k"), 0)
+	s.takeOne("x", "held")
 	for _, id := range []string{"a", "b", "c"} {
 		s.put(s.message(id), 0)
 		time.Sleep(3 * time.Millisecond) // the times of stores are as fine as milliseconds
@@ -205,10 +210,7 @@ func tellsNext(s *suite) {
 
 func leaseEnds(s *suite) {
 	s.put(s.message("m"), 0)
-	if got := s.take("crashed", 10, Lease); len(got) != 1 {
-		s.Fatalf("took %v", ids(got))
-	}
-	s.takeNone()
+	s.takeFor("crashed", "m", Lease)
 	var got []store.Entry
 	s.until("the lease ends", func() bool { got = s.take("b", 10, long); return len(got) > 0 })
 	if got[0].MessageID != "m" || string(got[0].Payload) != "payload of m" {
@@ -218,7 +220,7 @@ func leaseEnds(s *suite) {
 
 func renewed(s *suite) {
 	s.put(s.message("m"), 0)
-	e := s.take("a", 10, Lease)[0]
+	e := s.takeFor("a", "m", Lease)
 	s.mustRenew(e, "a", true)
 	end := time.Now().Add(2 * Lease)
 	s.until("two leases have passed", func() bool { s.takeNone(); return time.Now().After(end) })
@@ -227,7 +229,7 @@ func renewed(s *suite) {
 
 func zombie(s *suite) {
 	s.put(s.message("m"), 0)
-	e := s.take("zombie", 10, Lease)[0]
+	e := s.takeFor("zombie", "m", Lease)
 	s.until("taken over", func() bool { return len(s.take("b", 10, long)) > 0 })
 	s.mustRenew(e, "zombie", false)
 	s.mustBegin(e, "zombie", 7, false)
@@ -243,7 +245,7 @@ func zombie(s *suite) {
 
 func beginRecords(s *suite) {
 	s.put(s.message("m"), 0)
-	e := s.take("crashed", 10, Lease)[0]
+	e := s.takeFor("crashed", "m", Lease)
 	s.mustBegin(e, "crashed", 1, true)
 	s.mustBegin(e, "crashed", 1, true)
 	s.mustBegin(e, "crashed", 2, true)
