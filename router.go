@@ -11,7 +11,7 @@ import (
 	"github.com/millrace-go/millrace/internal/died"
 )
 
-// ErrSubscriptionEnded: a subscription of the router ended although nobody asked it to.
+// ErrSubscriptionEnded says that a subscription of the router ended although nobody asked it to.
 var ErrSubscriptionEnded = errors.New("millrace: subscription ended")
 
 // RunRouter runs a Watermill router until ctx ends or the router is closed, and then returns nil. Unlike

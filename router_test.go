@@ -48,7 +48,7 @@ func (m *mortal) Close() error {
 }
 
 func runRouter(t *testing.T, ctx context.Context) (*message.Router, *mortal, <-chan error) {
-	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: 5 * time.Second}, watermill.NopLogger{})
+	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: time.Minute}, watermill.NopLogger{})
 	require.NoError(t, err)
 	sub := &mortal{}
 	for _, name := range []string{"a", "b"} {

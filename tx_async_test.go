@@ -91,18 +91,12 @@ func TestAnAsyncHookWithoutRoomRunsInItsCallersGoroutine(t *testing.T) {
 
 func TestAFailingAsyncHookIsReportedAndTheNextRuns(t *testing.T) {
 	t.Parallel()
-	e, db := asyncEnv(t, "sqlite", millrace.Config{AsyncWorkers: 1, HookTimeout: 20 * time.Millisecond})
+	e, db := asyncEnv(t, "sqlite", millrace.Config{AsyncWorkers: 1})
 	var j journal
 	for _, fn := range []func(context.Context) error{
 		func(context.Context) error { return errBusiness },
 		func(context.Context) error { panic("boom") },
 		func(context.Context) error { runtime.Goexit(); return nil },
-		func(ctx context.Context) error {
-			for len(e.hookErrors()) < 4 {
-				runtime.Gosched()
-			}
-			return nil
-		},
 		j.hook("last"),
 	} {
 		after(t, e, fn, millrace.Async(), millrace.Name("mail"))
@@ -110,16 +104,34 @@ func TestAFailingAsyncHookIsReportedAndTheNextRuns(t *testing.T) {
 	require.NoError(t, db.Close(t.Context()))
 	require.Equal(t, "last", j.String())
 	failed := e.hookErrors()
-	require.Len(t, failed, 4)
+	require.Len(t, failed, 3)
 	require.Equal(t, errBusiness, failed[0].Err)
 	var p *millrace.PanicError
 	require.ErrorAs(t, failed[1].Err, &p)
 	require.ErrorIs(t, failed[2].Err, millrace.ErrHookExited)
-	require.ErrorIs(t, failed[3].Err, millrace.ErrHookOverrun)
 	for _, f := range failed {
 		require.Equal(t, "mail", f.Name)
 		require.Equal(t, "after commit", f.Phase)
 	}
+}
+
+func TestAnAsyncHookThatOverrunsIsReportedAndTheNextRuns(t *testing.T) {
+	t.Parallel()
+	e, db := asyncEnv(t, "sqlite", millrace.Config{AsyncWorkers: 1, HookTimeout: 20 * time.Millisecond})
+	var j journal
+	after(t, e, func(context.Context) error {
+		for len(e.hookErrors()) == 0 {
+			runtime.Gosched()
+		}
+		return nil
+	}, millrace.Async(), millrace.Name("mail"))
+	after(t, e, j.hook("last"), millrace.Async(), millrace.Name("last")) // which on a busy machine overruns as well
+	require.NoError(t, db.Close(t.Context()))
+	require.Equal(t, "last", j.String())
+	failed := e.hookErrors()[0]
+	require.ErrorIs(t, failed.Err, millrace.ErrHookOverrun)
+	require.Equal(t, "mail", failed.Name)
+	require.Equal(t, "after commit", failed.Phase)
 }
 
 func TestAsyncHooksRunInEachPhaseWithTheOutcome(t *testing.T) {
@@ -158,7 +170,7 @@ func TestNoAsyncHookIsLostWhileTheDBCloses(t *testing.T) {
 			finished <- errors.Join(errs...)
 		}()
 	}
-	testenv.Eventually(t, 10*time.Second, "some ran", func() bool { return ran.Load() > 20 })
+	testenv.Eventually(t, 30*time.Second, "some ran", func() bool { return ran.Load() > 20 })
 	require.NoError(t, db.Close(t.Context()))
 	for range cap(finished) {
 		require.NoError(t, <-finished)

@@ -14,16 +14,17 @@ import (
 	"github.com/millrace-go/millrace/internal/testenv"
 )
 
-// ready commits once, so that drivers know their statements.
+// ready commits once, so that drivers know their statements, and has the time for it.
 func ready(t *testing.T, e *env) {
-	require.NoError(t, e.InTx(t.Context(), func(ctx context.Context, tx handle) error { return note(ctx, tx, "first") }))
+	require.NoError(t, e.InTx(t.Context(), func(ctx context.Context, tx handle) error { return note(ctx, tx, "first") },
+		millrace.CommitTimeout(time.Minute)))
 }
 
 func TestACancelWhileCommitIsUnderWayIsIgnored(t *testing.T) {
 	for _, driver := range drivers[:4] {
 		t.Run(driver, func(t *testing.T) {
 			t.Parallel()
-			e, p := proxied(t, driver, millrace.Config{CommitTimeout: 30 * time.Second})
+			e, p := proxied(t, driver, millrace.Config{CommitTimeout: time.Minute})
 			ready(t, e)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
@@ -223,8 +224,7 @@ func TestStatements(t *testing.T) {
 				_ = note(ctx, tx, "b")
 				return nil
 			})
-			if err == nil { // SQLite gives up the statement alone
-				require.Equal(t, "sqlite", e.driver)
+			if err == nil { // SQLite gives up the statement alone; on a busy machine, it may not even have begun
 				require.Equal(t, "a b message", e.notes(t))
 				require.Equal(t, "before, committed, done:committed", j.String())
 				return

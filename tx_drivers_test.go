@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	_ "github.com/go-sql-driver/mysql"
 	"github.com/jackc/pgx/v5"
@@ -121,15 +122,7 @@ var driverNames = map[string]string{"pgx": "pgx", "pgx-stdlib": "pgx", "pq": "po
 func dial(t *testing.T, driver, dsn string, cfg millrace.Config) *env {
 	t.Helper()
 	e := &env{driver: driver, dsn: dsn}
-	report := cfg.OnHookError
-	cfg.OnHookError = func(h millrace.HookError) {
-		e.mu.Lock()
-		e.failed = append(e.failed, h)
-		e.mu.Unlock()
-		if report != nil {
-			report(h)
-		}
-	}
+	cfg = e.reported(cfg)
 	if driver == "pgx" {
 		pool, err := pgxpool.New(t.Context(), dsn)
 		require.NoError(t, err)
@@ -140,6 +133,24 @@ func dial(t *testing.T, driver, dsn string, cfg millrace.Config) *env {
 	pool := open(t, driverNames[driver], dsn)
 	e.use(pool, cfg)
 	return e
+}
+
+// reported has e hear of hooks that fail. Where the time of a hook is not the subject, it has plenty: a busy machine
+// must not make it an overrun.
+func (e *env) reported(cfg millrace.Config) millrace.Config {
+	if cfg.HookTimeout == 0 {
+		cfg.HookTimeout, cfg.HooksTimeout = 5*time.Minute, 5*time.Minute
+	}
+	report := cfg.OnHookError
+	cfg.OnHookError = func(h millrace.HookError) {
+		e.mu.Lock()
+		e.failed = append(e.failed, h)
+		e.mu.Unlock()
+		if report != nil {
+			report(h)
+		}
+	}
+	return cfg
 }
 
 // sqlEnv is an env of a *sql.DB.

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -42,18 +43,32 @@ func proxied(t *testing.T, driver string, cfg millrace.Config) (*env, *proxy.Pro
 	return e, p
 }
 
-// commitTimeout is that of the tests whose COMMIT is cut.
-const commitTimeout = 500 * time.Millisecond
+// commitTimeout is that of the tests whose COMMIT is cut, and endless what no answer within it may take: a system
+// gives up a connection after a quarter of an hour.
+const (
+	commitTimeout = 500 * time.Millisecond
+	endless       = 2 * time.Minute
+)
 
 // commitFaults are what happens to the connection while COMMIT is on its way.
-var commitFaults = map[string]func(p *proxy.Proxy){
-	"request lost":    func(p *proxy.Proxy) { p.Cut() },
-	"request stalled": func(p *proxy.Proxy) { p.Blackhole(true) },
-	"reply stalled":   func(p *proxy.Proxy) { p.BlackholeReplies(true) },
-	"reply lost": func(p *proxy.Proxy) {
+var commitFaults = map[string]func(e *env, p *proxy.Proxy){
+	"request lost":    func(_ *env, p *proxy.Proxy) { p.Cut() },
+	"request stalled": func(_ *env, p *proxy.Proxy) { p.Blackhole(true) },
+	"reply stalled":   func(_ *env, p *proxy.Proxy) { p.BlackholeReplies(true) },
+	"reply lost": func(e *env, p *proxy.Proxy) {
 		p.BlackholeReplies(true)
-		time.AfterFunc(commitTimeout/4, p.Cut)
+		go e.onceCommitted(p.Cut)
 	},
+}
+
+// onceCommitted calls fn when the note "a" has been committed, whoever has heard of it.
+func (e *env) onceCommitted(fn func()) {
+	for n := 0; n == 0; <-time.After(time.Millisecond) {
+		if e.admin.QueryRow("SELECT COUNT(*) FROM notes WHERE note = 'a'").Scan(&n) != nil {
+			return // the test is over
+		}
+	}
+	fn()
 }
 
 // heal ends all of them. What was held back is lost.
@@ -64,12 +79,12 @@ func heal(p *proxy.Proxy) {
 
 // cutCommit commits once, so that drivers know their statements, and then with a fault and, if it cancels, a context
 // that ends at that moment.
-func cutCommit(t *testing.T, e *env, p *proxy.Proxy, strike func(*proxy.Proxy), cancels bool) (*journal, error) {
+func cutCommit(t *testing.T, e *env, p *proxy.Proxy, strike func(*env, *proxy.Proxy), cancels bool) (*journal, error) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	require.NoError(t, e.InTx(t.Context(), func(ctx context.Context, tx handle) error { return note(ctx, tx, "first") }))
+	ready(t, e)
 	p.OnBytes(true, commitBytes(e.driver), func() {
-		strike(p)
+		strike(e, p)
 		if cancels {
 			cancel()
 		}
@@ -93,18 +108,20 @@ func TestTheOutcomeOfACutCommitIsNeverGuessed(t *testing.T) {
 					e, p := proxied(t, driver, millrace.Config{CommitTimeout: commitTimeout})
 					t.Cleanup(p.Cut) // ends the COMMIT that nobody waits for any more
 					start := time.Now()
-					j, err := cutCommit(t, e, p, strike, strings.HasPrefix(name, "reply"))
-					require.Less(t, time.Since(start), 10*commitTimeout)
+					var struck atomic.Bool // else the machine was so slow that COMMIT was given up before it was sent
+					j, err := cutCommit(t, e, p, func(e *env, p *proxy.Proxy) {
+						struck.Store(true)
+						strike(e, p)
+					}, strings.HasPrefix(name, "reply"))
+					require.Less(t, time.Since(start), endless)
 					var unknown *millrace.UnknownOutcomeError
 					require.ErrorAs(t, err, &unknown)
 					require.Equal(t, "before, done:unknown", j.String())
 					p.Cut()
-					testenv.Eventually(t, 5*time.Second, "all or nothing", func() bool {
-						got := e.notes(t)
-						return got == "first" || got == "a first message"
-					})
-					if strings.HasPrefix(name, "reply") {
-						require.Equal(t, "a first message", e.notes(t), "the reply came too late to matter")
+					if strings.HasPrefix(name, "reply") && struck.Load() {
+						testenv.Eventually(t, 30*time.Second, "the commit whose reply was lost", func() bool { return e.notes(t) == "a first message" })
+					} else {
+						require.Contains(t, []string{"first", "a first message"}, e.notes(t), "all or nothing")
 					}
 				})
 			}
@@ -169,7 +186,7 @@ func TestACancelAtAnyMomentIsAnsweredTruthfully(t *testing.T) {
 			t.Log(outcomes)
 			require.NotZero(t, outcomes["committed"])
 			require.NotZero(t, outcomes["rolled back"])
-			testenv.Eventually(t, 5*time.Second, "connections given back", func() bool { return e.inUse() == 0 })
+			testenv.Eventually(t, 30*time.Second, "connections given back", func() bool { return e.inUse() == 0 })
 		})
 	}
 }

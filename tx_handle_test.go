@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,19 +38,22 @@ func TestHandle(t *testing.T) {
 		}},
 		{"it refuses two goroutines at once", nil, func(t *testing.T, e *env) {
 			slow := map[string]string{
-				"pgx": "SELECT pg_sleep(0.3)", "pgx-stdlib": "SELECT pg_sleep(0.3)", "pq": "SELECT pg_sleep(0.3)",
-				"mysql":  "DO SLEEP(0.3)",
-				"sqlite": "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x < 20000) INSERT INTO notes SELECT MAX(x) FROM c",
+				"pgx": "SELECT pg_sleep(0.1)", "pgx-stdlib": "SELECT pg_sleep(0.1)", "pq": "SELECT pg_sleep(0.1)",
+				"mysql":  "DO SLEEP(0.1)",
+				"sqlite": "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x < 20000) DELETE FROM notes WHERE note = (SELECT MAX(x) FROM c)",
 			}[e.driver]
 			var refused error
 			err := e.InTx(t.Context(), func(ctx context.Context, tx handle) error {
+				var met atomic.Bool
 				done := make(chan error)
-				go func() {
-					err := tx.Exec(ctx, slow)
-					for errors.Is(err, millrace.ErrConcurrentUse) {
-						err = tx.Exec(ctx, slow)
+				go func() { // again and again, until the two have met
+					for {
+						err := tx.Exec(ctx, slow)
+						if err != nil && !errors.Is(err, millrace.ErrConcurrentUse) || err == nil && met.Load() {
+							done <- err
+							return
+						}
 					}
-					done <- err
 				}()
 				for {
 					select {
@@ -58,6 +62,7 @@ func TestHandle(t *testing.T) {
 					case <-time.After(time.Millisecond):
 						if err := tx.Exec(ctx, "SELECT 1"); err != nil {
 							refused = err
+							met.Store(true)
 						}
 					}
 				}
@@ -69,10 +74,10 @@ func TestHandle(t *testing.T) {
 			done := make(chan error, 1)
 			err := e.InTx(t.Context(), func(ctx context.Context, tx handle) error {
 				require.NoError(t, note(ctx, tx, "a"))
-				go func() { done <- tx.Exec(ctx, "SELECT pg_sleep(20)") }()
-				testenv.Eventually(t, 5*time.Second, "the statement runs", func() bool {
+				go func() { done <- tx.Exec(ctx, "SELECT pg_sleep(300)") }()
+				testenv.Eventually(t, 30*time.Second, "the statement runs", func() bool {
 					var n int
-					err := e.admin.QueryRow("SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND query = 'SELECT pg_sleep(20)' AND wait_event = 'PgSleep'").Scan(&n)
+					err := e.admin.QueryRow("SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND query = 'SELECT pg_sleep(300)' AND wait_event = 'PgSleep'").Scan(&n)
 					return err == nil && n == 1
 				})
 				return nil

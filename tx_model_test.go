@@ -104,7 +104,7 @@ var (
 )
 
 // thrown tells what passes through every caller.
-func thrown(err error) bool { return err == errPanic || err == errExit }
+func thrown(err error) bool { return errors.Is(err, errPanic) || errors.Is(err, errExit) }
 
 func class(err error) error {
 	if err == nil || thrown(err) {
@@ -343,7 +343,7 @@ func (r *real) InTx(ctx context.Context, s *scope) error {
 	switch {
 	case got.exited:
 		return errExit
-	case got.panicked == errPanic:
+	case got.panicked == any(errPanic):
 		return errPanic
 	case got.panicked != nil:
 		panic(got.panicked)

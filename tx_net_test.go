@@ -113,7 +113,7 @@ func TestInTxMakesNoRoundTripOfItsOwn(t *testing.T) {
 			var m meter
 			measure := func(run func(ctx context.Context) error) int64 { // a driver pings now and then, or prepares first
 				least := int64(1000)
-				for range 5 {
+				for range 20 {
 					e.reset(t)
 					before := m.trips.Load()
 					require.NoError(t, run(t.Context()))

@@ -101,6 +101,7 @@ func TestAnExhaustedPoolIsAnErrorNotADeadlock(t *testing.T) {
 
 // small gives e a pool of n connections.
 func small(t *testing.T, e *env, n int, cfg millrace.Config) {
+	cfg = e.reported(cfg)
 	if e.driver == "pgx" {
 		c, err := pgxpool.ParseConfig(e.dsn)
 		require.NoError(t, err)

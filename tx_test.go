@@ -28,7 +28,7 @@ func conform(t *testing.T, table []scenario) {
 	for _, driver := range drivers {
 		t.Run(driver, func(t *testing.T) {
 			t.Parallel()
-			e := newEnv(t, driver, millrace.Config{HookTimeout: time.Second})
+			e := newEnv(t, driver, millrace.Config{})
 			for _, s := range table {
 				if s.only != nil && !slices.Contains(s.only, driver) {
 					continue
@@ -36,7 +36,7 @@ func conform(t *testing.T, table []scenario) {
 				t.Run(s.name, func(t *testing.T) {
 					e.reset(t)
 					s.run(t, e)
-					testenv.Eventually(t, 5*time.Second, "connections given back", func() bool { return e.inUse() == 0 })
+					testenv.Eventually(t, 30*time.Second, "connections given back", func() bool { return e.inUse() == 0 })
 				})
 			}
 		})

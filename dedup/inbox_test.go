@@ -118,7 +118,7 @@ func TestTheInboxForgetsWhatIsOldAndNothingElse(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan error, 1)
 			go func() { ended <- box.Run(ctx) }()
-			testenv.Eventually(t, 20*time.Second, "purged", func() bool {
+			testenv.Eventually(t, time.Minute, "purged", func() bool {
 				left := 0
 				require.NoError(t, raw.QueryRowContext(t.Context(), `SELECT count(*) FROM millrace_inbox`).Scan(&left))
 				return left == 1

@@ -13,7 +13,8 @@ import (
 const purgeBatch = 1000
 
 // Run forgets, every PurgeEvery, what is older than Keep, until ctx ends; then it returns nil. A
-// missing table ends it with an error; a database that is away is logged, and waited for. One replica that runs it is enough; more do no harm.
+// missing table ends it with an error; a database that is away is logged, and waited for. One replica
+// that runs it is enough; more do no harm.
 func (b *SQLInbox) Run(ctx context.Context) error {
 	tick := time.NewTicker(b.cfg.PurgeEvery)
 	defer tick.Stop()

@@ -28,13 +28,15 @@ type held struct {
 	owner  string
 	msg    *message.Message
 	lose   context.CancelCauseFunc
-	until  time.Time // by our clock, the end of the lease
+	until  time.Time   // by our clock, the end of the lease
+	end    *time.Timer // fires then
 	isLost bool
 }
 
 // deliver hands one message out and sees to what becomes of it.
 func (s *subscription) deliver(e store.Entry, owner string, askedAt time.Time) {
-	h := &held{subscription: s, entry: e, owner: owner}
+	h := &held{subscription: s, entry: e, owner: owner, end: time.NewTimer(s.cfg.Lease)}
+	defer h.end.Stop()
 	h.extend(askedAt)
 	h.run = redelivery.New(s.cfg.Handler, e, func(ctx context.Context, attempt int) (bool, error) {
 		return s.store.Begin(ctx, e, owner, attempt)
@@ -65,6 +67,8 @@ func (h *held) handOut(beat <-chan time.Time) bool {
 			return true
 		case <-beat:
 			h.renew()
+		case <-h.end.C:
+			h.lost()
 		case <-h.ctx.Done():
 			return false
 		}
@@ -83,6 +87,8 @@ func (h *held) await(beat <-chan time.Time) (acked, ok bool) {
 			return false, true
 		case <-beat:
 			h.renew()
+		case <-h.end.C:
+			h.lost()
 		case <-h.abandon:
 			return false, false
 		}
@@ -90,9 +96,12 @@ func (h *held) await(beat <-chan time.Time) (acked, ok bool) {
 }
 
 // extend notes a lease that was asked for at a time. It is over a little earlier here than in the store.
-func (h *held) extend(askedAt time.Time) { h.until = askedAt.Add(h.cfg.Lease - h.cfg.Lease/10) }
+func (h *held) extend(askedAt time.Time) {
+	h.until = askedAt.Add(h.cfg.Lease - h.cfg.Lease/10)
+	h.end.Reset(time.Until(h.until))
+}
 
-// renew keeps the lease. When it is lost the handler is told by its context.
+// renew keeps the lease. A store that does not answer is asked again at the next beat, until the lease is over.
 func (h *held) renew() {
 	if h.isLost {
 		return
@@ -100,17 +109,24 @@ func (h *held) renew() {
 	askedAt := time.Now()
 	var ok bool
 	err := h.call(func(ctx context.Context) (err error) {
+		ctx, cancel := context.WithDeadline(ctx, h.until)
+		defer cancel()
 		ok, err = h.store.Renew(ctx, h.entry, h.owner, h.cfg.Lease)
 		return err
 	})
 	switch {
 	case err == nil && ok:
 		h.extend(askedAt)
-	case err == nil, time.Now().After(h.until):
-		h.isLost = true
-		h.log.WarnContext(h.values, "delayed: the lease of a stored message ended while it was handled", "message_id", h.entry.MessageID)
-		h.lose(ErrLeaseLost)
+	case err == nil:
+		h.lost()
 	}
+}
+
+// lost tells the handler by its context that the message may be with another process.
+func (h *held) lost() {
+	h.isLost = true
+	h.log.WarnContext(h.values, "delayed: the lease of a stored message ended while it was handled", "message_id", h.entry.MessageID)
+	h.lose(ErrLeaseLost)
 }
 
 // settle ends what the handler was through with.

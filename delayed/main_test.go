@@ -60,6 +60,7 @@ var stores = map[string]func(t testing.TB) store.Store{
 	"redis": func(t testing.TB) store.Store {
 		opts, err := redis.ParseURL(testenv.Redis(t))
 		require.NoError(t, err)
+		opts.ReadTimeout = time.Minute // as in quickConfig; and a Take that the client sends again takes nothing
 		rdb := redis.NewClient(opts)
 		t.Cleanup(func() { _ = rdb.Close() })
 		s, err := redisstore.New(rdb, redisstore.Config{Namespace: testenv.RedisPrefix(t) + "store"})
@@ -116,7 +117,7 @@ func (c *consumer) stop(t testing.TB) {
 	case err := <-c.ended:
 		require.NoError(t, err)
 		c.ended <- nil
-	case <-time.After(60 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("the router does not stop")
 	}
 }
@@ -127,10 +128,16 @@ func consume(t testing.TB, sub message.Subscriber, st store.Delayed, cfg delayed
 	t.Helper()
 	sub, err := delayed.Subscriber(sub, st, cfg)
 	require.NoError(t, err)
+	return consumeFrom(t, sub, cfg.Handler, h, chain...)
+}
+
+// consumeFrom is consume with a subscriber of the test's own.
+func consumeFrom(t testing.TB, sub message.Subscriber, handler string, h message.NoPublishHandlerFunc, chain ...message.HandlerMiddleware) *consumer {
+	t.Helper()
 	r, err := message.NewRouter(message.RouterConfig{CloseTimeout: 60 * time.Second}, watermill.NopLogger{})
 	require.NoError(t, err)
 	r.AddMiddleware(chain...)
-	r.AddConsumerHandler(cfg.Handler, "orders", sub, h)
+	r.AddConsumerHandler(handler, "orders", sub, h)
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &consumer{router: r, cancel: cancel, ended: make(chan error, 1)}
 	go func() { c.ended <- millrace.RunRouter(ctx, r) }()

@@ -4,8 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
@@ -205,8 +210,8 @@ func TestAMessageOfAnEarlierLifeComesOnAnIdleQueue(t *testing.T) {
 	eachStore(t, func(t *testing.T, st store.Store) {
 		b := millracetest.NewBroker(millracetest.Faults{})
 		var got calls
-		first := consume(t, b.Subscriber("billing"), st, quickConfig("billing"), func(*message.Message) error { got.add("first"); return errHandler },
-			quick(t, st, func(c *middleware.Config) { c.Delayed.Delays = []time.Duration{300 * time.Millisecond} })...)
+		first := consumeFrom(t, b.Subscriber("billing"), "billing", func(*message.Message) error { got.add("first"); return errHandler },
+			quick(t, st, nil)...)
 		require.NoError(t, b.Publish("orders", order("m", "")))
 		settle(t, b)
 		first.stop(t)
@@ -278,6 +283,84 @@ func TestASlowHandlerKeepsItsMessage(t *testing.T) {
 		quiet(t, b, st, "billing")
 		require.Equal(t, []string{"m"}, begun.all())
 	})
+}
+
+// halfRead is a store in which the message "bad" cannot be read.
+type halfRead struct{ *store.Memory }
+
+func (h halfRead) Take(ctx context.Context, t store.Take) ([]store.Entry, time.Duration, error) {
+	all, next, err := h.Memory.Take(ctx, t)
+	return slices.DeleteFunc(all, func(e store.Entry) bool {
+		if e.MessageID == "bad" {
+			t.Unreadable("bad", errors.New("the stored head cannot be read"))
+		}
+		return e.MessageID == "bad"
+	}), next, err
+}
+
+func TestAStoredMessageThatCannotBeReadIsReported(t *testing.T) {
+	t.Parallel()
+	st := halfRead{new(store.Memory)}
+	for _, id := range []string{"bad", "good"} {
+		require.NoError(t, st.Defer(t.Context(), store.Entry{Group: "billing", MessageID: id}, 0))
+	}
+	b := millracetest.NewBroker(millracetest.Faults{})
+	var log logged
+	cfg := quickConfig("billing")
+	cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	var got calls
+	consume(t, b.Subscriber("billing"), st, cfg, func(m *message.Message) error { got.add(m.UUID); return nil }, quick(t, st, nil)...)
+	testenv.Eventually(t, time.Minute, "the other is handled", func() bool { return got.count() == 1 })
+	testenv.Eventually(t, time.Minute, "it is reported", func() bool {
+		return strings.Contains(log.String(), "level=ERROR") && strings.Contains(log.String(), "message_id=bad reason=unreadable")
+	})
+}
+
+// logged is what was logged.
+type logged struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// A store that hangs cannot say that the lease is over: our clock does, before another process may take the message.
+func TestAHandlerIsToldBeforeItsLeaseEndsInTheStore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		st := hanging{new(store.Memory)}
+		require.NoError(t, st.Defer(t.Context(), store.Entry{Group: "billing", MessageID: "m"}, 0))
+		b := millracetest.NewBroker(millracetest.Faults{})
+		sub, err := delayed.Subscriber(b.Subscriber("billing"), st, delayed.Config{Handler: "billing", Lease: 30 * time.Second})
+		require.NoError(t, err)
+		begin := time.Now()
+		out, err := sub.Subscribe(t.Context(), "orders")
+		require.NoError(t, err)
+		msg := <-out
+		<-msg.Context().Done()
+		require.ErrorIs(t, context.Cause(msg.Context()), delayed.ErrLeaseLost)
+		require.Equal(t, 27*time.Second, time.Since(begin), "a tenth of the lease before its end")
+		msg.Nack()
+		require.NoError(t, sub.Close())
+	})
+}
+
+// hanging is a store that does not answer to Renew.
+type hanging struct{ *store.Memory }
+
+func (hanging) Renew(ctx context.Context, _ store.Entry, _ string, _ time.Duration) (bool, error) {
+	<-ctx.Done()
+	return false, ctx.Err()
 }
 
 func TestAStoreThatIsNotSetUpEndsTheSubscriptionWithItsCause(t *testing.T) {

@@ -156,7 +156,8 @@ func (s *subscription) takeOnce(workers *sync.WaitGroup) (time.Duration, error) 
 	var taken []store.Entry
 	var next time.Duration
 	err := s.call(func(ctx context.Context) (err error) {
-		taken, next, err = s.store.Take(ctx, store.Take{Group: s.cfg.Group, Owner: owner, Limit: free, Lease: s.cfg.Lease})
+		taken, next, err = s.store.Take(ctx, store.Take{Group: s.cfg.Group, Owner: owner, Limit: free, Lease: s.cfg.Lease,
+			OnUnreadable: s.unreadable})
 		return err
 	})
 	if err != nil {
@@ -177,6 +178,12 @@ func (s *subscription) takeOnce(workers *sync.WaitGroup) (time.Duration, error) 
 		next = max(next, min(s.cfg.Poll, 20*time.Millisecond))
 	}
 	return next, nil
+}
+
+// unreadable tells of a message that the store could not read.
+func (s *subscription) unreadable(messageID string, err error) {
+	s.log.ErrorContext(s.values, "delayed: a stored message cannot be read; it is set aside as a dead letter",
+		"message_id", messageID, "reason", store.ReasonUnreadable, "error", err)
 }
 
 func (s *subscription) signal() {

@@ -215,7 +215,7 @@ func (p *pipeline) recordHold(ctx context.Context, l *lane) error {
 	p.win.hungry = true
 	s.mu.Unlock()
 	// A stop that somebody removed in the store would make the same rows come back for ever.
-	return p.reloadStops(ctx, l)
+	return p.agreed(ctx, l, false)
 }
 
 // agreed makes sure, when the store did not find things as they are remembered, that the stops are.
@@ -227,17 +227,19 @@ func (p *pipeline) agreed(ctx context.Context, l *lane, ok bool) error {
 	s.mu.Lock()
 	p.win.hungry = true
 	s.mu.Unlock()
-	return p.reloadStops(ctx, l)
+	if err := p.reloadStops(ctx, l); err != nil { // a task of its own, so that what is done is not done again
+		s.mu.Lock()
+		p.win.desk = append(p.win.desk, task{kind: taskReload, lane: l})
+		s.mu.Unlock()
+	}
+	return nil
 }
 
 func (p *pipeline) reloadStops(ctx context.Context, l *lane) error {
 	s := p.s
 	stops, err := s.store.Stops(ctx, []int{l.grant.Lane})
 	if err != nil {
-		s.mu.Lock()
-		p.win.desk = append(p.win.desk, task{kind: taskReload, lane: l})
-		s.mu.Unlock()
-		return nil
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -120,18 +120,9 @@ func (c Config) complete() (Config, error) {
 	if c.ID == "" {
 		c.ID = defaultID
 	}
-	if len(c.ID) > 64 {
-		bad("Config.ID has %d characters, at most 64 are allowed", len(c.ID))
-	}
 	duration("Lease", &c.Lease, defaultLease)
-	if c.Lease > 0 && c.Lease < minLease {
-		bad("Config.Lease is %v, at least %v is needed", c.Lease, minLease)
-	}
 	duration("PollInterval", &c.PollInterval, defaultPollInterval)
 	duration("MaxPollInterval", &c.MaxPollInterval, max(defaultMaxPollInterval, c.PollInterval))
-	if c.MaxPollInterval < c.PollInterval && c.MaxPollInterval > 0 {
-		bad("Config.MaxPollInterval is %v, less than PollInterval %v", c.MaxPollInterval, c.PollInterval)
-	}
 	count("BatchRows", &c.BatchRows, defaultBatchRows)
 	count("BatchBytes", &c.BatchBytes, defaultBatchBytes)
 	count("Batches", &c.Batches, defaultBatches)
@@ -141,23 +132,38 @@ func (c Config) complete() (Config, error) {
 	count("MaxAttempts", &c.MaxAttempts, defaultMaxAttempts)
 	duration("RetryBase", &c.RetryBase, defaultRetryBase)
 	duration("RetryMax", &c.RetryMax, max(defaultRetryMax, c.RetryBase))
+	if c.OnFailure == 0 {
+		c.OnFailure = StopKey
+	}
+	duration("DrainTimeout", &c.DrainTimeout, c.Lease/2)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	c.limits(bad)
+	return c, errors.Join(errs...)
+}
+
+// limits says what is out of bounds, or contradicts something else, in a configuration that is filled in.
+func (c Config) limits(bad func(format string, args ...any)) {
+	if len(c.ID) > 64 {
+		bad("Config.ID has %d characters, at most 64 are allowed", len(c.ID))
+	}
+	if c.Lease > 0 && c.Lease < minLease {
+		bad("Config.Lease is %v, at least %v is needed", c.Lease, minLease)
+	}
+	if c.MaxPollInterval < c.PollInterval && c.MaxPollInterval > 0 {
+		bad("Config.MaxPollInterval is %v, less than PollInterval %v", c.MaxPollInterval, c.PollInterval)
+	}
 	if c.RetryMax < c.RetryBase && c.RetryMax > 0 {
 		bad("Config.RetryMax is %v, less than RetryBase %v", c.RetryMax, c.RetryBase)
 	}
 	if !c.OnFailure.known() {
 		bad("Config.OnFailure is %d: StopKey or SkipKey are known", c.OnFailure)
-	} else if c.OnFailure == 0 {
-		c.OnFailure = StopKey
 	}
-	duration("DrainTimeout", &c.DrainTimeout, c.Lease/2)
 	if c.DrainTimeout > c.Lease/2 && c.Lease > 0 {
 		bad("Config.DrainTimeout is %v: more than half the lease of %v would hand lanes over unresolved", c.DrainTimeout, c.Lease)
 	}
 	if c.Destination == away || len(c.Destination) > maxName {
 		bad("Config.Destination cannot be %q: it has at most %d bytes, and %q is reserved", c.Destination, maxName, away)
 	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
-	return c, errors.Join(errs...)
 }

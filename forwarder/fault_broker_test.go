@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -109,7 +110,7 @@ func TestABrokerThatIsKilledUnderLoadCostsTimeOnly(t *testing.T) {
 			stop := l.inBackground(newSeed(t), load{writers: 4, keys: contended, keyed: 40, free: 3, rollbacks: 10, hold: 10 * time.Millisecond})
 			for i := range c.kills + 1 {
 				before := f.Stats().Settled
-				testenv.Eventually(t, time.Minute, fmt.Sprintf("messages flow after %d kills", i), func() bool { return f.Stats().Settled > before+200 })
+				testenv.Eventually(t, 3*time.Minute, fmt.Sprintf("messages flow after %d kills", i), func() bool { return f.Stats().Settled > before+200 })
 				if i < c.kills {
 					b.server.Kill()
 					b.server.Start()
@@ -154,15 +155,24 @@ func TestABrokerThatFallsSilentCostsTimeOnly(t *testing.T) {
 	p := proxy.New(t, u.Host)
 	u.Host = p.Addr
 	l := newLedger(t, postgres)
-	f, stopForwarder := l.run(toRabbit(t, rabbitmq.Config{URL: u.String(), Timeout: time.Second}), processConfig)
+	var unsure atomic.Int64 // answers that did not come, for whatever reason: such a message may come twice
+	cfg := processConfig
+	cfg.Observers = []forwarder.Observer{{OnPublished: func(_ context.Context, _ forwarder.Batch, answers []forwarder.Answer) {
+		for _, a := range answers {
+			if a.Outcome == forwarder.Unsure {
+				unsure.Add(1)
+			}
+		}
+	}}}
+	f, stopForwarder := l.run(toRabbit(t, rabbitmq.Config{URL: u.String(), Timeout: 2 * time.Second}), cfg)
 	work := load{writers: 4, keys: contended, keyed: 40, free: 3, rollbacks: 10, hold: 10 * time.Millisecond}
 	for range rounds {
 		before := f.Stats().Settled
 		l.put(t.Context(), newSeed(t), 300, work)
-		testenv.Eventually(t, time.Minute, "messages flow", func() bool { return f.Stats().Settled > before })
+		testenv.Eventually(t, 2*time.Minute, "messages flow", func() bool { return f.Stats().Settled > before })
 		p.Blackhole(true)
 		l.put(t.Context(), newSeed(t), 500, work) // orders are taken meanwhile
-		testenv.Eventually(t, time.Minute, "the forwarder says so", func() bool { return f.Health(t.Context()) != nil })
+		testenv.Eventually(t, 2*time.Minute, "the forwarder says so", func() bool { return f.Health(t.Context()) != nil })
 		require.NotZero(t, l.waiting(), "what was not confirmed stays")
 		p.Cut()
 		p.Blackhole(false)
@@ -170,7 +180,7 @@ func TestABrokerThatFallsSilentCostsTimeOnly(t *testing.T) {
 	l.settled()
 	require.NoError(t, stopForwarder())
 	duplicates := l.requireReconciled(take(t, admin(t, direct), "orders", l.count("ledger")))
-	require.LessOrEqual(t, duplicates, rounds*window)
+	require.LessOrEqual(t, duplicates, int(unsure.Load()))
 	require.Zero(t, f.Stats().Refused, "silence is no attempt")
 	l.requireNothingParked()
 	t.Logf("%d rounds, %d committed, %d duplicates", rounds, len(l.committed), duplicates)
@@ -255,10 +265,10 @@ func TestMessagesThatNoQueueTakesWaitForTheBinding(t *testing.T) {
 	f, stop := l.run(toRabbit(t, rabbitmq.Config{URL: broker, SkipTopology: true}),
 		forwarder.Config{MaxAttempts: 1000, RetryBase: 50 * time.Millisecond, RetryMax: 100 * time.Millisecond})
 	require.Equal(t, []string{"bound"}, take(t, ch, "other", 1), "the other exchange is served")
-	testenv.Eventually(t, time.Minute, "refusals, or the destination found at fault", func() bool {
+	testenv.Eventually(t, 2*time.Minute, "refusals, or the destination found at fault", func() bool {
 		return f.Stats().Refused > 0 || f.Health(t.Context()) != nil
 	})
-	testenv.Eventually(t, time.Minute, "the other message is settled", func() bool { return l.waiting() <= l.count("ledger") })
+	testenv.Eventually(t, 2*time.Minute, "the other message is settled", func() bool { return l.waiting() <= l.count("ledger") })
 	require.Equal(t, l.count("ledger"), l.waiting(), "the rows are kept")
 	require.NoError(t, ch.QueueBind("orders", "", "orders", false, nil))
 	l.settled()
@@ -274,7 +284,7 @@ func TestAQueueThatIsFullIsWaitedForInOrder(t *testing.T) {
 	cfg.Queue.Arguments = amqp091.Table{"x-max-length": 50, "x-overflow": "reject-publish"}
 	f, stop := l.run(toRabbit(t, rabbitmq.Config{URL: broker, AMQP: cfg}), processConfig)
 	l.put(t.Context(), newSeed(t), 600, load{writers: 4, keys: contended, keyed: 70, free: 1})
-	testenv.Eventually(t, time.Minute, "the forwarder says so", func() bool { return f.Health(t.Context()) != nil })
+	testenv.Eventually(t, 2*time.Minute, "the forwarder says so", func() bool { return f.Health(t.Context()) != nil })
 	require.NotZero(t, l.waiting())
 	ids := take(t, admin(t, broker), "orders", l.count("ledger"))
 	l.settled()
@@ -295,7 +305,8 @@ func TestWhatWasNotConfirmedStaysWhateverEndsTheBatch(t *testing.T) {
 				l := newLedger(t, d)
 				l.put(t.Context(), newSeed(t), 300, load{writers: 4, keys: contended, keyed: 50, free: 2})
 				first := &stalling{record: record{filepath.Join(t.TempDir(), "got")}, stalled: make(chan struct{}, 1000)}
-				cfg := forwarder.Config{BatchRows: 50, Lease: 4 * time.Second, PublishTimeout: 200 * time.Millisecond}
+				// The broker's answers are not waited for long, and settling what it has said has all the time.
+				cfg := forwarder.Config{BatchRows: 50, DrainTimeout: 100 * time.Millisecond, PublishTimeout: 200 * time.Millisecond}
 				if end == "stop" {
 					cfg.PublishTimeout = time.Minute
 				}
@@ -304,7 +315,7 @@ func TestWhatWasNotConfirmedStaysWhateverEndsTheBatch(t *testing.T) {
 					<-first.stalled
 				}
 				if end == "timeout" {
-					testenv.Eventually(t, time.Minute, "the confirmed half of some batches is settled", func() bool { return l.waiting() < l.count("ledger")-50 })
+					testenv.Eventually(t, 2*time.Minute, "the confirmed half of some batches is settled", func() bool { return l.waiting() < l.count("ledger")-50 })
 				}
 				_ = stop() // it may say that answers are missing
 				left := l.ids(`SELECT id FROM millrace_outbox`)
@@ -312,6 +323,7 @@ func TestWhatWasNotConfirmedStaysWhateverEndsTheBatch(t *testing.T) {
 				for _, id := range first.ids(t) {
 					require.False(t, left[id], "%s was confirmed, and waits", id)
 				}
+				l.exec(`DELETE FROM millrace_forwarders`) // its lease has ended
 				_, stop = l.run(first.record, forwarder.Config{})
 				l.settled()
 				require.NoError(t, stop())

@@ -44,19 +44,19 @@ func TestKillsOfTheDatabaseUnderLoadLoseNothing(t *testing.T) {
 			l := newLedger(t, at(d.database, server.URL))
 			pub := record{t.TempDir() + "/got"}
 			cfg := processConfig
-			cfg.Lease = 2 * time.Second
+			cfg.Lease = 30 * time.Second // a kill does not end it
 			_, stopFirst := l.run(pub, cfg)
 			_, stopSecond := l.run(pub, cfg)
 			stop := l.inBackground(newSeed(t), load{
 				writers: 6, keys: contended, keyed: 50, free: 3, rollbacks: 10, savepoints: true, hold: 6 * time.Millisecond, outages: true})
 			for i := range kills {
 				before := len(pub.ids(t))
-				testenv.Eventually(t, time.Minute, fmt.Sprintf("messages flow before kill %d", i), func() bool { return len(pub.ids(t)) > before+200 })
+				testenv.Eventually(t, 3*time.Minute, fmt.Sprintf("messages flow before kill %d", i), func() bool { return len(pub.ids(t)) > before+200 })
 				server.Kill()
 				server.Start()
 			}
 			before := len(pub.ids(t))
-			testenv.Eventually(t, time.Minute, "messages flow again", func() bool { return len(pub.ids(t)) > before })
+			testenv.Eventually(t, 3*time.Minute, "messages flow again", func() bool { return len(pub.ids(t)) > before })
 			stop()
 			l.settled()
 			require.NoError(t, stopFirst())
@@ -114,7 +114,7 @@ func TestAForeignTransactionThatStaysOpenDelaysNothing(t *testing.T) {
 			pub := record{t.TempDir() + "/got"}
 			_, stop := l.run(pub, forwarder.Config{})
 			l.put(t.Context(), newSeed(t), 1000, load{writers: 8, keys: contended, keyed: 50, free: 3, rollbacks: 10})
-			testenv.Eventually(t, time.Minute, "all that was committed meanwhile", func() bool { return len(pub.ids(t)) >= len(l.said) && l.waiting() == 0 })
+			testenv.Eventually(t, 3*time.Minute, "all that was committed meanwhile", func() bool { return len(pub.ids(t)) >= len(l.said) && l.waiting() == 0 })
 			close(release)
 			require.NoError(t, <-ended)
 			l.settled()
@@ -193,9 +193,9 @@ func TestAnOutboxRestoredFromADumpIntoAnotherServerGoesOn(t *testing.T) {
 			old := record{t.TempDir() + "/old"}
 			work := load{writers: 4, keys: contended, keyed: 50, free: 3, rollbacks: 10, hold: 5 * time.Millisecond}
 			l.put(t.Context(), newSeed(t), 500, work)
-			_, stopForwarder := l.run(slowly{old}, forwarder.Config{Batches: 1, BatchRows: 20, ReadAheadRows: 40})
+			_, stopForwarder := l.run(slowly{old}, forwarder.Config{Batches: 1, BatchRows: 20, ReadAheadRows: 40, Lease: 4 * time.Second}) // which the dump holds
 			stopWriters := l.inBackground(newSeed(t), work)
-			testenv.Eventually(t, time.Minute, "messages flow", func() bool { return len(old.ids(t)) > 100 })
+			testenv.Eventually(t, 3*time.Minute, "messages flow", func() bool { return len(old.ids(t)) > 100 })
 
 			server := d.own(t)
 			source := server.URL
@@ -204,7 +204,7 @@ func TestAnOutboxRestoredFromADumpIntoAnotherServerGoesOn(t *testing.T) {
 			}
 			d.copy(t, l.dsn, source)
 			stopWriters()
-			require.NoError(t, stopForwarder())
+			_ = stopForwarder() // in so short a lease not everything may be stored: then it is sent, and waits
 			sent := map[string]bool{}
 			for _, id := range old.ids(t) {
 				sent[id] = true

@@ -39,11 +39,11 @@ func TestADiskThatIsFullRollsBackAndRecovers(t *testing.T) {
 				}
 				return n
 			}
-			testenv.Eventually(t, 2*time.Minute, "transactions fail for want of room", func() bool { return refused() > 20 })
+			testenv.Eventually(t, 3*time.Minute, "transactions fail for want of room", func() bool { return refused() > 20 })
 			require.NotZero(t, l.waiting())
 			back.Store(true)
 			d.relieve(t)
-			testenv.Eventually(t, time.Minute, "transactions commit again", func() bool {
+			testenv.Eventually(t, 3*time.Minute, "transactions commit again", func() bool {
 				l.mu.Lock()
 				before := len(l.said)
 				l.mu.Unlock()

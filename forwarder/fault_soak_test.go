@@ -49,7 +49,8 @@ func TestRandomFaultsTogetherLoseNothing(t *testing.T) {
 	}{
 		{"kill a replica", func() { c.kill(rng.IntN(3)) }},
 		{"freeze a replica", func() { c.freeze(t.Context(), rng.IntN(3), time.Duration(rng.Int64N(int64(3*time.Second)))) }},
-		{"replace a replica", func() { c.replace(rng.IntN(3)) }},
+		// Whether all could be stored in time is not asked here, where anything may be away.
+		{"replace a replica", func() { _ = c.replace(rng.IntN(3)) }},
 		{"kill the database", func() { server.Kill(); server.Start() }},
 		{"freeze the database", func() {
 			server.Pause()
@@ -82,7 +83,7 @@ func TestRandomFaultsTogetherLoseNothing(t *testing.T) {
 	stop()
 	l.settled()
 	for i := range c.members {
-		c.replace(i) // a graceful stop, after which nothing is in flight
+		_ = c.replace(i) // a graceful stop, after which nothing is in flight
 	}
 	duplicates := l.requireReconciled(take(t, ch, "orders", l.count("ledger")))
 	total := 0

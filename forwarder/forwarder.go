@@ -145,7 +145,7 @@ func (f *Forwarder) preflight(ctx context.Context) error {
 	if err := f.checkPublishers(ctx); err != nil {
 		return err
 	}
-	if err := f.src.Store().Check(ctx); outbox.IsSetup(err) {
+	if err := f.checkOutbox(ctx); outbox.IsSetup(err) {
 		return fmt.Errorf("forwarder: check the outbox: %w", err)
 	}
 	return nil
@@ -160,7 +160,7 @@ func (f *Forwarder) check(ctx context.Context) error {
 		return err
 	}
 	for tries := 1; ; tries++ {
-		err := f.src.Store().Check(ctx)
+		err := f.checkOutbox(ctx)
 		switch {
 		case err == nil || ctx.Err() != nil:
 			return nil
@@ -172,6 +172,15 @@ func (f *Forwarder) check(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// checkTimeout bounds one look at the outbox: a database that does not answer at all is to be heard of.
+const checkTimeout = 30 * time.Second
+
+func (f *Forwarder) checkOutbox(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	return f.src.Store().Check(ctx)
 }
 
 // checkPublishers asks the publishers that can be asked. One that cannot be reached is waited for while

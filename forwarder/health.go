@@ -32,7 +32,10 @@ func (f *Forwarder) Health(context.Context) error { return f.Condition().Err }
 // Condition says how the forwarder stands. It asks nobody: what it says is what the forwarder met last.
 func (f *Forwarder) Condition() Condition {
 	s := f.current.Load()
-	if s == nil {
+	switch running := f.running.Load(); {
+	case s == nil && running:
+		return Condition{Live: true, Err: errors.New("forwarder: the outbox has not answered yet")}
+	case s == nil:
 		return Condition{Err: errors.New("forwarder: not running")}
 	}
 	c := Condition{Live: true}

@@ -79,13 +79,17 @@ func (s *session) keepLease(ctx context.Context) error {
 	}
 }
 
+// maxUnsure bounds how many renewals without an answer are taken into account. After a long outage there are
+// thousands, of which hardly one was applied; to ask for each would take longer than a renewal may.
+const maxUnsure = 16
+
 // renew moves the beat on. Renewals whose answer never came may have been applied, so that the beat may
 // be up to that many higher; it is never lower, unless the database went back in time.
 func (s *session) renew(ctx context.Context, beat, unsure int64) (renewed bool, next int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Lease/2)
 	defer cancel()
 	down := s.unreached()
-	for b := beat; b <= beat+unsure; b++ {
+	for b := beat; b <= beat+min(unsure, maxUnsure); b++ {
 		ok, err := s.store.Renew(ctx, s.replica, b, s.cfg.Lease, down)
 		if ok && err == nil {
 			s.reported(down)

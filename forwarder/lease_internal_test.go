@@ -13,6 +13,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
+	"github.com/millrace-go/millrace/internal/backoff"
 	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/outbox/outboxtest"
 )
@@ -191,6 +192,115 @@ func TestARenewalWhoseAnswerWasLostDoesNotEndTheLease(t *testing.T) {
 	})
 }
 
+// laggard is a database some way off, that is away for long.
+type laggard struct {
+	*outboxtest.Memory
+	away atomic.Bool
+}
+
+func (l *laggard) Store() outbox.Store             { return l }
+func (*laggard) Subscribe() (*outbox.Wake, func()) { return nil, func() {} }
+
+func (l *laggard) Renew(ctx context.Context, replica string, beat int64, lease time.Duration, down []string) (bool, error) {
+	if l.away.Load() {
+		return false, errDown
+	}
+	if !backoff.Sleep(ctx, 10*time.Millisecond) {
+		return false, ctx.Err()
+	}
+	return l.Memory.Renew(ctx, replica, beat, lease, down)
+}
+
+func TestAReplicaThatWasForgottenInALongOutageStartsAnew(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store := &laggard{Memory: outboxtest.NewMemory()}
+		pub := &broker{}
+		f, err := New(store, pub, Config{})
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- f.Run(ctx) }()
+		until(t, 5*time.Second, "it holds all lanes", func() bool { return f.Stats().Lanes == 64 })
+		store.away.Store(true)
+		store.Intercept(func(string) error { return errDown })
+		time.Sleep(time.Hour)
+		for id := range store.Held() { // another one was back first
+			store.Evict(id)
+		}
+		store.Intercept(nil)
+		store.away.Store(false)
+		fill(store.Memory, 10, 1)
+		until(t, time.Minute, "sent", func() bool { return len(pub.ids()) == 10 })
+		cancel()
+		require.NoError(t, <-done)
+	})
+}
+
+// deaf is a database that does not answer the first question.
+type deaf struct {
+	*outboxtest.Memory
+	asked atomic.Bool
+}
+
+func (d *deaf) Store() outbox.Store             { return d }
+func (*deaf) Subscribe() (*outbox.Wake, func()) { return nil, func() {} }
+
+func (d *deaf) Check(ctx context.Context) error {
+	if d.asked.Swap(true) {
+		return nil
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func TestADatabaseThatDoesNotAnswerAtTheStartIsAskedAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store := &deaf{Memory: outboxtest.NewMemory()}
+		f, err := New(store, &broker{}, Config{})
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- f.Run(ctx) }()
+		until(t, time.Minute, "it holds all lanes", func() bool { return f.Stats().Lanes == 64 })
+		cancel()
+		require.NoError(t, <-done)
+	})
+}
+
+// hasty is a database that registers a replica and is slow to say so.
+type hasty struct{ *outboxtest.Memory }
+
+func (h hasty) Store() outbox.Store             { return h }
+func (hasty) Subscribe() (*outbox.Wake, func()) { return nil, func() {} }
+
+func (h hasty) Join(ctx context.Context, replica string, lease time.Duration) error {
+	if err := h.Memory.Join(ctx, replica, lease); err != nil {
+		return err
+	}
+	backoff.Sleep(ctx, time.Hour)
+	return ctx.Err()
+}
+
+func TestAReplicaThatIsStoppedWhileItRegistersLeavesNothingBehind(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store := hasty{outboxtest.NewMemory()}
+		f, err := New(store, &broker{}, Config{})
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- f.Run(ctx) }()
+		time.Sleep(time.Second)
+		cancel()
+		require.NoError(t, <-done)
+		survey, err := store.Survey(t.Context())
+		require.NoError(t, err)
+		require.Zero(t, survey.Replicas)
+	})
+}
+
 // lossyStore applies renewals and loses the answer, unless told not to.
 type lossyStore struct {
 	*outboxtest.Memory
@@ -253,6 +363,7 @@ func TestRunStartsWithoutADatabaseAndWithoutABroker(t *testing.T) {
 		f, _, stop := start(t, store, pub, Config{})
 		time.Sleep(time.Minute)
 		require.Error(t, f.Health(t.Context()))
+		require.True(t, f.Condition().Live, "a new process would not help")
 		store.Intercept(nil)
 		time.Sleep(time.Minute)
 		pub.set(nil)

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"github.com/millrace-go/millrace/outbox"
 )
 
 // lookout is the one place from which all destinations look for messages: one question for all of them.
@@ -32,10 +34,11 @@ func (s *session) lookOut(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-s.wake.C():
-			if !s.mine(s.wake.Take()) {
+			lanes := s.wake.Take()
+			if !s.mine(lanes) {
 				continue
 			}
-			s.awaken()
+			s.awaken(lanes)
 			poll = s.cfg.PollInterval
 			due = earlier(due, time.Now().Add(poll))
 			continue
@@ -85,14 +88,14 @@ func (s *session) mine(lanes uint64) bool {
 	return false
 }
 
-// awaken lets every pipeline read: one of them has something new, and nobody knows which.
-func (s *session) awaken() {
+// awaken lets every pipeline read some lanes: one of them has something new, and nobody knows which.
+func (s *session) awaken(lanes uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	number := s.look.begun.Load()
 	for _, p := range s.pipes {
-		p.woken, p.wokenAt = true, number
-		p.readWork.set()
+		p.woken, p.wokenAt = p.woken|lanes, number
+		p.wakeWork.set()
 	}
 }
 
@@ -123,8 +126,18 @@ func (s *session) refresh(ctx context.Context, after int64, asker *pipeline) err
 		return err
 	}
 	s.look.known = number
-	dropped := make([][]*item, len(s.pipes))
+	for i, items := range s.takeUp(topics, rounds, asker) {
+		s.f.told.dropped(ctx, s.pipes[i].batch(items), DropPaused)
+	}
+	return nil
+}
+
+// takeUp tells the pipelines, but not the one that asked, what there is to read, and returns what each has
+// dropped because it may not go any more.
+func (s *session) takeUp(topics outbox.Topics, rounds []int, asker *pipeline) (dropped [][]*item) {
+	dropped = make([][]*item, len(s.pipes))
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	for i, names := range s.f.table.split(topics.Ready) {
 		p := s.pipes[i]
 		p.paused = slices.Contains(topics.Paused, p.dest.name)
@@ -145,11 +158,7 @@ func (s *session) refresh(ctx context.Context, after int64, asker *pipeline) err
 			}
 		}
 	}
-	s.mu.Unlock()
-	for i, p := range s.pipes {
-		s.f.told.dropped(ctx, p.batch(dropped[i]), DropPaused)
-	}
-	return nil
+	return dropped
 }
 
 // readFailed logs that looking for messages has begun to fail, or works again.

@@ -4,29 +4,22 @@ import (
 	"context"
 
 	"github.com/millrace-go/millrace/internal/backoff"
-	"github.com/millrace-go/millrace/outbox"
 )
 
 // mark says in the store that messages which can be cancelled are about to be published, and returns the
 // batch without those that somebody cancelled, or may be cancelling at this moment. Without an answer
 // nothing of the batch is published.
 func (p *pipeline) mark(ctx context.Context, batch []*item) []*item {
-	var refs []outbox.Ref
-	var grants []outbox.Grant
-	granted := map[int]bool{}
+	var open []*item
 	for _, it := range batch {
-		if !it.row.Cancellable || it.marked {
-			continue
-		}
-		refs = append(refs, it.row.Ref)
-		if !granted[it.row.Lane] {
-			granted[it.row.Lane] = true
-			grants = append(grants, it.lane.grant)
+		if it.row.Cancellable && !it.marked {
+			open = append(open, it)
 		}
 	}
-	if len(refs) == 0 {
+	if len(open) == 0 {
 		return batch
 	}
+	grants, refs := named(open)
 	s := p.s
 	call, cancel := context.WithTimeout(ctx, s.storeTimeout())
 	defer cancel()

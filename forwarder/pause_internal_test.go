@@ -24,13 +24,13 @@ func TestAPauseIsObeyedByAllReplicasWithinAPoll(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				store := outboxtest.NewMemory()
-				fillTopic(store, "held", 3000, 50)
+				fillTopic(store, "held", 1000, 50)
 				fillTopic(store, "free", 300, 50)
 				held, free := &broker{latency: 500 * time.Millisecond}, &broker{}
-				cfg := Config{BatchRows: 20, ReadAheadRows: 3000, Routes: []Route{{Name: "held", Topics: []string{"held"}, Publisher: held}}}
+				cfg := Config{BatchRows: 20, ReadAheadRows: 1000, Routes: []Route{{Name: "held", Topics: []string{"held"}, Publisher: held}}}
 				f, _, stop := start(t, store, free, cfg)
 				_, _, stop2 := start(t, store, free, cfg)
-				until(t, 20*time.Second, "it flows", func() bool { return len(held.ids()) > 500 })
+				until(t, 20*time.Second, "it flows", func() bool { return len(held.ids()) > 200 })
 
 				store.Pause(kind, "held")
 				time.Sleep(defaultMaxPollInterval + 200*time.Millisecond)
@@ -44,7 +44,7 @@ func TestAPauseIsObeyedByAllReplicasWithinAPoll(t *testing.T) {
 				require.Zero(t, f.Stats().Destinations[0].Read, "nothing is kept in memory")
 				require.Equal(t, kind == outbox.PausedDestination, f.Stats().Destinations[0].Paused)
 				require.True(t, f.Condition().Ready, "a pause is no fault")
-				require.Len(t, store.Waiting(), 3010-sent, "what was in flight was settled")
+				require.Len(t, store.Waiting(), 1010-sent, "what was in flight was settled")
 
 				store.Resume(kind, "held")
 				until(t, time.Minute, "all sent", func() bool { return len(store.Waiting()) == 0 })
@@ -52,8 +52,8 @@ func TestAPauseIsObeyedByAllReplicasWithinAPoll(t *testing.T) {
 				for _, id := range held.ids() {
 					distinct[id] = true
 				}
-				require.Len(t, held.ids(), 3010)
-				require.Len(t, distinct, 3000, "the ten that came later have the ids of others")
+				require.Len(t, held.ids(), 1010)
+				require.Len(t, distinct, 1000, "the ten that came later have the ids of others")
 				require.NoError(t, stop())
 				require.NoError(t, stop2())
 			})

@@ -14,19 +14,19 @@ type pipeline struct {
 	cfg  Config // with what the route changes
 	dest *destination
 
-	readWork, publishWork signal
+	readWork, wakeWork, publishWork signal
 
 	// Guarded by session.mu:
 	win     *window
 	topics  []string // of this destination, that have something to read
 	news    int      // how often topics gained one
-	woken   bool     // a commit was signalled
+	woken   uint64   // lanes of which a commit was signalled
 	wokenAt int64    // number of the look-out's last question at that time
 	paused  bool
 }
 
 func newPipeline(s *session, d *destination, f *fragile) *pipeline {
-	p := &pipeline{s: s, cfg: d.cfg, dest: d, readWork: newSignal(), publishWork: newSignal()}
+	p := &pipeline{s: s, cfg: d.cfg, dest: d, readWork: newSignal(), wakeWork: newSignal(), publishWork: newSignal()}
 	p.win = newWindow(p, d.cfg, d.ordered, f)
 	return p
 }

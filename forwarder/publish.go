@@ -15,7 +15,7 @@ import (
 
 // publish takes batches and sends them, one call of the publisher at a time; several run side by side.
 func (p *pipeline) publish(ctx context.Context) error {
-	for {
+	for ctx.Err() == nil { // what is left would be tried again without a pause
 		batch, wait := p.take(time.Now())
 		if batch == nil {
 			if !p.publishWork.wait(ctx, wait) {
@@ -28,6 +28,7 @@ func (p *pipeline) publish(ctx context.Context) error {
 		p.dest.leave()
 		p.s.moved()
 	}
+	return nil
 }
 
 // take returns the next batch, or how long to wait for one (0: until something happens).
@@ -173,8 +174,7 @@ func (p *pipeline) ready(ctx context.Context, it *item) bool {
 	if !ok {
 		s.mu.Lock()
 		if p.win.land(it) {
-			p.win.remove(it)
-			p.win.hungry = true
+			p.win.reread(it)
 			p.win.desk = append(p.win.desk, task{kind: taskReload, lane: it.lane})
 		}
 		s.mu.Unlock()

@@ -37,12 +37,12 @@ func TestAForwarderForgetsWhatWasKeptForLongEnough(t *testing.T) {
 	require.NoError(t, millrace.InTx(t.Context(), db, func(ctx context.Context, _ *millrace.Tx) error {
 		return box.Publish(ctx, "orders", message.NewMessage("m", nil))
 	}))
-	fwd, err := forwarder.New(box, accepting{}, forwarder.Config{})
+	fwd, err := forwarder.New(box, accepting{}, forwarder.Config{Lease: 2 * time.Minute})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- fwd.Run(ctx) }()
-	testenv.Eventually(t, 30*time.Second, "the message was sent, kept, and forgotten", func() bool {
+	testenv.Eventually(t, 2*time.Minute, "the message was sent, kept, and forgotten", func() bool {
 		var left int
 		require.NoError(t, raw.QueryRowContext(t.Context(),
 			`SELECT (SELECT count(*) FROM millrace_outbox) + (SELECT count(*) FROM millrace_sent)`).Scan(&left))

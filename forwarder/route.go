@@ -92,33 +92,39 @@ func newTable(c Config, pub message.Publisher) (table, error) {
 	names := map[string]bool{c.Destination: true}
 	for i, r := range c.Routes {
 		where := fmt.Sprintf("Config.Routes[%d] (%q)", i, r.Name)
-		switch {
-		case r.Name == "":
-			bad("%s: Name is missing", where)
-		case r.Name == away || len(r.Name) > maxName:
-			bad("%s: this cannot be a name: it needs 1 to %d bytes, and %q is reserved", where, maxName, away)
-		case names[r.Name]:
+		if names[r.Name] && r.Name != "" {
 			bad("%s: another destination has that name", where)
 		}
 		names[r.Name] = true
-		if len(r.Topics) == 0 {
-			bad("%s: Topics is empty: \"#\" matches every topic", where)
-		}
 		if r.Publisher == nil && pub == nil {
 			bad("%s: Publisher is nil, and so is the publisher given to New", where)
 		}
-		if !r.OnFailure.known() {
-			bad("%s: OnFailure is %d: StopKey or SkipKey are known", where, r.OnFailure)
-		}
-		if r.MaxAttempts < 0 || r.Batches < 0 {
-			bad("%s: MaxAttempts and Batches must be positive, or 0 for those of Config", where)
-		}
+		r.check(func(format string, args ...any) { bad("%s: %s", where, fmt.Sprintf(format, args...)) })
 		t.routes = append(t.routes, parse(where, r.Topics))
 	}
 	if pub == nil && len(c.Routes) == 0 {
 		bad("the publisher is nil, and there are no Config.Routes")
 	}
 	return t, errors.Join(errs...)
+}
+
+// check says what is wrong with the route whatever the others are.
+func (r Route) check(bad func(format string, args ...any)) {
+	switch {
+	case r.Name == "":
+		bad("Name is missing")
+	case r.Name == away || len(r.Name) > maxName:
+		bad("this cannot be a name: it needs 1 to %d bytes, and %q is reserved", maxName, away)
+	}
+	if len(r.Topics) == 0 {
+		bad("Topics is empty: \"#\" matches every topic")
+	}
+	if !r.OnFailure.known() {
+		bad("OnFailure is %d: StopKey or SkipKey are known", r.OnFailure)
+	}
+	if r.MaxAttempts < 0 || r.Batches < 0 {
+		bad("MaxAttempts and Batches must be positive, or 0 for those of Config")
+	}
 }
 
 // applied is the configuration of a route's pipeline.

@@ -128,7 +128,7 @@ func TestATopicWithoutARouteIsRefusedAndParked(t *testing.T) {
 	})
 }
 
-// counting counts the operations of a store.
+// counting counts the operations of a store. The fake's own steps within one are none of the total.
 func counting(store *outboxtest.Memory) func(op string) int {
 	var mu sync.Mutex
 	counts := map[string]int{}
@@ -136,7 +136,9 @@ func counting(store *outboxtest.Memory) func(op string) int {
 		mu.Lock()
 		defer mu.Unlock()
 		counts[op]++
-		counts[""]++
+		if op != "Judge" && op != "Compensate" {
+			counts[""]++
+		}
 		return nil
 	})
 	return func(op string) int {
@@ -206,7 +208,7 @@ func TestADeadOrSlowDestinationLeavesTheOthersAsTheyWere(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				store := outboxtest.NewMemory()
-				fillTopic(store, "bad", 2_000, 100)
+				fillTopic(store, "bad", 1000, 100) // 600 are read ahead
 				ended := make(chan struct{})
 				defer close(ended)
 				good := &broker{latency: 5 * time.Millisecond}
@@ -214,9 +216,9 @@ func TestADeadOrSlowDestinationLeavesTheOthersAsTheyWere(t *testing.T) {
 					BatchRows: 100, Routes: []Route{{Name: "bad", Topics: []string{"bad"}, Publisher: pub(ended)}},
 				})
 				time.Sleep(100 * time.Second) // it is known to be bad by now
-				fillTopic(store, "good", 2000, 200)
+				fillTopic(store, "good", 1000, 100)
 				began := time.Now()
-				until(t, 10*time.Second, "the good ones sent", func() bool { return f.Stats().Destinations[1].Settled == 2000 })
+				until(t, 10*time.Second, "the good ones sent", func() bool { return f.Stats().Destinations[1].Settled == 1000 })
 				// One message of a key at a time: ten rounds of 5 ms, and a poll.
 				require.Less(t, time.Since(began), 3*time.Second)
 				_, duplicates := requireOrder(t, good.ids())

@@ -68,7 +68,8 @@ func (f *Forwarder) newSession(wake waker) *session {
 // it was stopped and nothing is left unresolved.
 func (s *session) run(ctx context.Context) error {
 	if err := s.join(ctx); err != nil {
-		return errStopped // ctx ended before anything was held
+		s.depart(ctx, time.Second) // the last try may have succeeded
+		return errStopped          // ctx ended before anything was held
 	}
 	// What is in hand when ctx ends is finished, within bounds that drain sets.
 	detached := context.WithoutCancel(ctx)
@@ -96,13 +97,18 @@ func (s *session) run(ctx context.Context) error {
 	})
 	err := g.Wait()
 	if errors.Is(err, errStopped) {
-		leave, cancel := context.WithTimeout(detached, s.storeTimeout())
-		defer cancel()
-		if err := s.store.Leave(leave, s.replica); err != nil {
-			s.log.WarnContext(ctx, "lanes not released, they are free when the lease has ended", "error", err)
-		}
+		s.depart(ctx, s.storeTimeout())
 	}
 	return err
+}
+
+// depart ends the registration and releases the lanes, also when ctx has ended.
+func (s *session) depart(ctx context.Context, within time.Duration) {
+	leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), within)
+	defer cancel()
+	if err := s.store.Leave(leave, s.replica); err != nil {
+		s.log.WarnContext(ctx, "lanes not released, they are free when the lease has ended", "error", err)
+	}
 }
 
 // join registers, however long the database cannot be reached. Each try has a name of its own: one

@@ -57,6 +57,12 @@ func (s *session) toSettle() (items []*item, grants []outbox.Grant, refs []outbo
 	for i, p := range s.pipes {
 		items = append(items, p.win.toSettle((settleRows-len(items))/(len(s.pipes)-i))...)
 	}
+	grants, refs = named(items)
+	return items, grants, refs
+}
+
+// named are items as the store knows them, and the grants of their lanes.
+func named(items []*item) (grants []outbox.Grant, refs []outbox.Ref) {
 	granted := map[int]bool{}
 	for _, it := range items {
 		refs = append(refs, it.row.Ref)
@@ -65,7 +71,7 @@ func (s *session) toSettle() (items []*item, grants []outbox.Grant, refs []outbo
 			grants = append(grants, it.lane.grant)
 		}
 	}
-	return items, grants, refs
+	return grants, refs
 }
 
 // settled notes the store's answer and returns how many rows are gone.

@@ -18,6 +18,16 @@ func (s signal) set() {
 	}
 }
 
+// take clears the flag, and reports whether it was set.
+func (s signal) take() bool {
+	select {
+	case <-s:
+		return true
+	default:
+		return false
+	}
+}
+
 // wait returns when the flag was set, which clears it, or after d, if d is above 0. False: ctx has ended.
 func (s signal) wait(ctx context.Context, d time.Duration) bool {
 	if d <= 0 {

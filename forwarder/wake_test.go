@@ -32,6 +32,7 @@ func (arrivals) Close() error { return nil }
 // for topics, or has nothing to do, and while the last note cools down at its sender. Were one of the wake-ups
 // lost, its message would wait for a poll, and there is none.
 func TestNoWakeUpByAnotherProcessIsLostWhateverTheForwarderDoes(t *testing.T) {
+	t.Parallel()
 	n := 300
 	if testenv.Full() {
 		n = 5000
@@ -49,7 +50,7 @@ func TestNoWakeUpByAnotherProcessIsLostWhateverTheForwarderDoes(t *testing.T) {
 	s.box = there
 	sent := make(arrivals, n)
 	f, stop := s.run(sent, forwarder.Config{PollInterval: time.Hour, MaxPollInterval: time.Hour})
-	testenv.Eventually(t, 30*time.Second, "all lanes held", func() bool { return f.Stats().Lanes == outbox.Lanes })
+	testenv.Eventually(t, time.Minute, "all lanes held", func() bool { return f.Stats().Lanes == outbox.Lanes })
 	for i := range n {
 		id := fmt.Sprint("message-", i)
 		require.NoError(t, millrace.InTx(t.Context(), s.db, func(ctx context.Context, _ *millrace.Tx) error {
@@ -58,7 +59,7 @@ func TestNoWakeUpByAnotherProcessIsLostWhateverTheForwarderDoes(t *testing.T) {
 		select {
 		case got := <-sent:
 			require.Equal(t, id, got)
-		case <-time.After(time.Minute):
+		case <-time.After(2 * time.Minute):
 			t.Fatalf("%s waits for a poll", id)
 		}
 		for until := time.Now().Add(time.Duration(i*37%12_000) * time.Microsecond); time.Now().Before(until); {

@@ -1,6 +1,7 @@
 package forwarder
 
 import (
+	"slices"
 	"time"
 
 	"github.com/millrace-go/millrace/outbox"
@@ -115,9 +116,11 @@ type window struct {
 	desk     []task
 	rest     []*item // that are resting
 
-	reading map[int]*lane      // lanes of the open read, nil if none is open
-	erased  map[int64]struct{} // what left since that read began
-	hungry  bool               // rows may be waiting that a limit kept out
+	reading map[int]*lane       // lanes of the open read, nil if none is open
+	partial bool                // there are others
+	erased  map[int64]struct{}  // what left since that read began
+	barred  map[string]struct{} // keys of which that read is not to bring anything
+	hungry  bool                // rows may be waiting that a limit kept out
 }
 
 // fragile is the one careful item that is out, of all windows of a forwarder: if the process dies, it is
@@ -184,6 +187,9 @@ func (w *window) add(row outbox.Row) bool {
 	if _, left := w.erased[row.Pos]; left {
 		return false
 	}
+	if _, barred := w.barred[row.Key]; barred {
+		return false
+	}
 	it := &item{row: row, lane: l, counted: row.Attempts, first: !l.seen, round: w.round, since: time.Now()}
 	w.known[row.Pos] = it
 	w.bytes += row.Size
@@ -228,6 +234,23 @@ func (w *window) remove(it *item) {
 		w.dequeue(it)
 	}
 	w.soothe(l)
+}
+
+// reread ends an item whose row is not as it is remembered. If it is there, what stands behind it of its key must not
+// overtake it: that is read again with it, and by no read that is open, which does not bring the row itself.
+func (w *window) reread(it *item) {
+	w.hungry = true
+	if q := it.key; q != nil {
+		if w.reading != nil {
+			w.barred[q.name] = struct{}{}
+		}
+		for _, behind := range slices.Clone(q.items) {
+			if behind != it && behind.state == queued {
+				w.remove(behind)
+			}
+		}
+	}
+	w.remove(it)
 }
 
 // soothe ends the care for a lane once its first read has been worked off: its crash count is reset.

@@ -7,11 +7,12 @@ import (
 	"github.com/millrace-go/millrace/outbox"
 )
 
-// beginRead says what to ask the store for, and false if nothing can be taken up now.
+// beginRead says what to ask the store for, and false if nothing can be taken up now. Some lanes are enough
+// unless a limit kept rows out of any.
 //
 // Excluded is everything that is in the window at this moment. What is added or leaves before endRead
 // is remembered: a read returns what was there when it began, also a row that was settled since.
-func (w *window) beginRead(batchRows, batchBytes int, topics []string) (outbox.Read, bool) {
+func (w *window) beginRead(batchRows, batchBytes int, topics []string, lanes uint64) (outbox.Read, bool) {
 	rows := min(batchRows, w.maxRows-len(w.known))
 	bytes := min(batchBytes, w.maxBytes-w.bytes)
 	// Reading in crumbs because a few rows left a full window costs more than waiting for a few more.
@@ -19,13 +20,17 @@ func (w *window) beginRead(batchRows, batchBytes int, topics []string) (outbox.R
 		w.hungry = true
 		return outbox.Read{}, false
 	}
+	if w.hungry {
+		lanes = everyLane
+	}
+	w.partial = lanes != everyLane
 	q := outbox.Read{
 		Lanes: []int{}, Topics: topics, Exclude: make([]int64, 0, len(w.known)), BusyKeys: []string{},
 		MaxRows: rows, MaxBytes: bytes,
 	}
 	w.reading = map[int]*lane{}
 	for number, l := range w.lanes {
-		if !l.leaving {
+		if !l.leaving && lanes&(1<<number) != 0 {
 			w.reading[number] = l
 			q.Lanes = append(q.Lanes, number)
 		}
@@ -35,7 +40,7 @@ func (w *window) beginRead(batchRows, batchBytes int, topics []string) (outbox.R
 		return q, false
 	}
 	slices.Sort(q.Lanes)
-	w.erased = map[int64]struct{}{}
+	w.erased, w.barred = map[int64]struct{}{}, map[string]struct{}{}
 	for pos := range maps.Keys(w.known) {
 		q.Exclude = append(q.Exclude, pos)
 	}
@@ -68,8 +73,8 @@ func (w *window) endRead(q outbox.Read, rows []outbox.Row) int {
 			w.soothe(l)
 		}
 	}
-	w.reading, w.erased = nil, nil
-	w.hungry = full
+	w.hungry = full || (w.partial || len(w.barred) > 0) && w.hungry
+	w.abandonRead()
 	return added
 }
 
@@ -106,4 +111,4 @@ func (w *window) endRound(round int, topics []string) (dropped []*item) {
 }
 
 // abandonRead ends a read that brought no answer.
-func (w *window) abandonRead() { w.reading, w.erased = nil, nil }
+func (w *window) abandonRead() { w.reading, w.erased, w.barred = nil, nil, nil }

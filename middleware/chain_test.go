@@ -67,7 +67,7 @@ func neverLost(t *testing.T, name string, order []string) {
 		case "retry":
 			ms = append(ms, must(t)(middleware.Retry(middleware.RetryConfig{MaxAttempts: 2, InitialDelay: 1})))
 		case "timeout":
-			ms = append(ms, must(t)(middleware.Timeout(time.Second)))
+			ms = append(ms, must(t)(middleware.Timeout(time.Minute)))
 		case "recoverer":
 			ms = append(ms, middleware.Recoverer)
 		case "stock retry":
@@ -147,7 +147,7 @@ func TestTwoHandlersOfOneTopicBothRun(t *testing.T) {
 			require.NoError(t, ch.Publish("orders", message.NewMessage(fmt.Sprint("m", i), []byte("p"))))
 		}
 	}
-	testenv.Eventually(t, 10*time.Second, "both handled every message", func() bool {
+	testenv.Eventually(t, time.Minute, "both handled every message", func() bool {
 		return billing.Load() >= 20 && shipping.Load() >= 20
 	})
 	require.EqualValues(t, 20, billing.Load())

@@ -41,9 +41,9 @@ type ConfirmConfig struct {
 // whose topic has the policy outbox.AwaitConfirmation. Others pass untouched.
 //
 // It confirms when the handler has succeeded, and again for each copy of a message that was done
-// before: the earlier word may be lost. If it cannot (and is not to do so in the background), the message is nacked, and confirmed when it comes
-// back; so Idempotent or Transactional belongs inside of it. When the message was given up for good,
-// the producer hears that it failed.
+// before: the earlier word may be lost. If it cannot (and is not to do so in the background), the message is nacked,
+// and confirmed when it comes back; so Idempotent or Transactional belongs inside of it. When the message was given
+// up for good, the producer hears that it failed, and which of its sendings that was.
 func Confirm(cfg ConfirmConfig) (message.HandlerMiddleware, error) {
 	orDefault(&cfg.Timeout, 10*time.Second)
 	if cfg.Logger == nil {
@@ -92,10 +92,11 @@ type confirmer struct {
 const confirmSlots = 1000
 
 func (c *confirmer) handle(msg *message.Message, topic string, rec *delivery.Record, next message.HandlerFunc) ([]*message.Message, error) {
-	ctx, id := msg.Context(), msg.UUID // the handler may change the message
+	// The handler may change the message.
+	ctx, about := msg.Context(), confirmation.Confirmation{ID: msg.UUID, Group: c.cfg.Group, Sending: confirmation.Answered(msg.Metadata)}
 	if c.cfg.Outbox != nil {
 		rec.Within(func(tx context.Context) error {
-			said, err := c.word(id, confirmation.Done, "")
+			said, err := word(about, confirmation.Done, "")
 			if err != nil {
 				return err
 			}
@@ -105,8 +106,8 @@ func (c *confirmer) handle(msg *message.Message, topic string, rec *delivery.Rec
 	}
 	rec.AtEnd(func(o delivery.Outcome) {
 		if o == delivery.Poisoned {
-			if err := c.tell(ctx, topic, id, confirmation.Failed, lastReason(rec)); err != nil {
-				c.cfg.Logger.WarnContext(ctx, "the producer was not told that a message failed", "message_id", id, "error", err)
+			if err := c.tell(ctx, topic, about, confirmation.Failed, lastReason(rec)); err != nil {
+				c.cfg.Logger.WarnContext(ctx, "the producer was not told that a message failed", "message_id", about.ID, "error", err)
 			}
 		}
 	})
@@ -115,10 +116,10 @@ func (c *confirmer) handle(msg *message.Message, topic string, rec *delivery.Rec
 		return out, err
 	}
 	if c.cfg.Background {
-		c.tellLater(ctx, topic, id)
+		c.tellLater(ctx, topic, about)
 		return out, nil
 	}
-	if err := c.tell(ctx, topic, id, confirmation.Done, ""); err != nil {
+	if err := c.tell(ctx, topic, about, confirmation.Done, ""); err != nil {
 		rec.Set(delivery.Failed)
 		return nil, postponed(fmt.Errorf("middleware: Confirm: %w", err), refusedDelay)
 	}
@@ -133,24 +134,25 @@ func lastReason(rec *delivery.Record) string {
 	return "poisoned"
 }
 
-func (c *confirmer) word(id string, outcome confirmation.Outcome, reason string) (*message.Message, error) {
-	return confirmation.Confirmation{ID: id, Group: c.cfg.Group, Outcome: outcome, Reason: reason, At: time.Now().UTC()}.Message()
+func word(about confirmation.Confirmation, outcome confirmation.Outcome, reason string) (*message.Message, error) {
+	about.Outcome, about.Reason, about.At = outcome, reason, time.Now().UTC()
+	return about.Message()
 }
 
 // tellLater sends a confirmation while the message is acknowledged.
-func (c *confirmer) tellLater(ctx context.Context, topic, id string) {
+func (c *confirmer) tellLater(ctx context.Context, topic string, about confirmation.Confirmation) {
 	c.slots <- struct{}{}
 	go func() {
 		defer func() { <-c.slots }()
-		if err := c.tell(ctx, topic, id, confirmation.Done, ""); err != nil {
-			c.cfg.Logger.WarnContext(ctx, "a message was not confirmed, and will come again", "message_id", id, "error", err)
+		if err := c.tell(ctx, topic, about, confirmation.Done, ""); err != nil {
+			c.cfg.Logger.WarnContext(ctx, "a message was not confirmed, and will come again", "message_id", about.ID, "error", err)
 		}
 	}()
 }
 
 // tell sends a confirmation, also when ctx has ended: the message has been handled.
-func (c *confirmer) tell(ctx context.Context, topic, id string, outcome confirmation.Outcome, reason string) error {
-	said, err := c.word(id, outcome, reason)
+func (c *confirmer) tell(ctx context.Context, topic string, about confirmation.Confirmation, outcome confirmation.Outcome, reason string) error {
+	said, err := word(about, outcome, reason)
 	if err != nil {
 		return err
 	}

@@ -97,6 +97,37 @@ func TestTheProducerHearsOfAMessageThatWasGivenUp(t *testing.T) {
 	require.Equal(t, []string{"m failed by billing"}, said(t, pub.on(words)))
 }
 
+func TestAConfirmationNamesTheSendingThatItAnswers(t *testing.T) {
+	t.Parallel()
+	pub := &memoryPublisher{}
+	for _, handler := range []message.HandlerFunc{works, fails} {
+		h := chain(handler,
+			must(t)(middleware.PoisonQueue(middleware.PoisonConfig{Publisher: pub, Topic: "poison"})),
+			must(t)(middleware.Confirm(middleware.ConfirmConfig{Group: "billing", Publisher: pub})),
+			func(next message.HandlerFunc) message.HandlerFunc {
+				return func(msg *message.Message) ([]*message.Message, error) {
+					defer msg.Metadata.Set(meta.Sending, "77") // a handler may change its message
+					return next(msg)
+				}
+			})
+		for _, sending := range []string{"", "3", "none"} {
+			m := asking(t, "m")
+			if sending != "" {
+				m.Metadata[meta.Sending] = sending
+			}
+			_, err := h(m)
+			require.NoError(t, err)
+		}
+	}
+	var answers []string
+	for _, m := range pub.on(words) {
+		c, err := confirmation.Parse(m.Payload)
+		require.NoError(t, err)
+		answers = append(answers, fmt.Sprint(c.Outcome, c.Sending))
+	}
+	require.Equal(t, []string{"done1", "done3", "done0", "failed1", "failed3", "failed0"}, answers)
+}
+
 func TestAConfirmationIsCommittedWithItsEffectOrNotAtAll(t *testing.T) {
 	t.Parallel()
 	for name, open := range map[string]func(t testing.TB) *database{

@@ -17,10 +17,12 @@ import (
 	"github.com/millrace-go/millrace/middleware"
 )
 
-const crashLease = 2 * time.Second
+// crashLease leaves a process and its store time to be slow: a process that loses its claim spoils the count.
+const crashLease = 6 * time.Second
 
 func crashConfig() middleware.IdempotentConfig {
-	return middleware.IdempotentConfig{Consumer: "c", Lease: crashLease, StoreTimeout: crashLease / 3, DoneTTL: time.Hour, MaxClaims: 3}
+	return middleware.IdempotentConfig{Consumer: "c", Lease: crashLease, StoreTimeout: crashLease / 3, BusyWait: 2 * time.Minute,
+		DoneTTL: time.Hour, MaxClaims: 3}
 }
 
 // dyingConsumer is a process that begins to handle one message and never ends.
@@ -36,13 +38,13 @@ func dyingConsumer() {
 		<-msg.Context().Done()
 		return nil, msg.Context().Err()
 	})
-	for {
-		_, err = handle(delivery(context.Background(), "m", "p"))
-		if err != nil && middleware.IsPermanent(err) {
-			fmt.Println("given up")
-			select {}
-		}
+	_, err = handle(delivery(context.Background(), "m", "p"))
+	if middleware.IsPermanent(err) {
+		fmt.Println("given up")
+	} else {
+		fmt.Println(err)
 	}
+	select {} // until it is killed
 }
 
 // A message that kills every process that handles it is given up, by the count in the store; until
@@ -63,8 +65,9 @@ func TestAMessageThatKillsItsProcessIsGivenUp(t *testing.T) {
 		}
 		require.Equal(t, want, line)
 		if life == 2 { // while it lives, its heartbeat holds the message
-			h := must(t)(middleware.Idempotent(redisdedup.New(redisClient(t, url), redisdedup.Config{Namespace: namespace}),
-				middleware.IdempotentConfig{Consumer: "c", Lease: crashLease, StoreTimeout: crashLease / 3, DoneTTL: time.Hour, BusyWait: 3 * crashLease}))(succeed)
+			cfg := crashConfig()
+			cfg.BusyWait = 2 * crashLease
+			h := must(t)(middleware.Idempotent(redisdedup.New(redisClient(t, url), redisdedup.Config{Namespace: namespace}), cfg))(succeed)
 			_, err := h(delivery(t.Context(), "m", "p"))
 			require.ErrorIs(t, err, middleware.ErrInProgress)
 		}

@@ -35,12 +35,14 @@ func (d *delayedRetry) handle(msg *message.Message, rec *delivery.Record, next m
 	}
 	r := &deferring{delayedRetry: d, msg: msg, rec: rec, run: redelivery.From(msg)}
 	if r.run != nil {
+		r.entry = r.run.Entry()
 		err = r.enter(key.Consumer)
 	} else {
 		r.entry = d.entry(key.Consumer, rec.Original(msg))
 		r.entry.Topic = message.SubscribeTopicFromCtx(msg.Context())
 		err = r.admit(msg.Context())
 	}
+	rec.SetOrderKey(r.entry.OrderKey)
 	switch {
 	case errors.Is(err, delivery.ErrElsewhere):
 		return nil, nil
@@ -69,7 +71,6 @@ func (d *delayedRetry) entry(group string, msg *message.Message) store.Entry {
 // enter begins the run of a message that came out of the store.
 func (r *deferring) enter(group string) error {
 	ctx := r.msg.Context()
-	r.entry = r.run.Entry()
 	if handler := message.HandlerNameFromCtx(ctx); (handler != "" && handler != r.run.Handler) || r.entry.Group != group {
 		return postponed(fmt.Errorf("%w: stored for %q (group %q), came to %q (group %q)",
 			ErrWrongHandler, r.run.Handler, r.entry.Group, handler, group), refusedDelay)

@@ -426,10 +426,46 @@ func TestWhatIsNoAttemptIsNotCounted(t *testing.T) {
 		}
 		require.NoError(t, b.st.Defer(t.Context(), store.Entry{Group: "c", MessageID: "m", Attempts: 1}, 0))
 		require.Equal(t, 1, b.due(), name)
-		require.Equal(t, store.Stats{Stored: 1, Due: b.stats().Due}, b.stats(), name)
+		require.Equal(t, store.Stats{Stored: 1, Due: 1}, b.stats(), name)
 		require.NoError(t, b.st.Defer(t.Context(), store.Entry{Group: "c", MessageID: "m", Attempts: 0}, 0))
 		e := peek(t, b.st)
 		require.Equal(t, 1, e.Attempts, name)
+	}
+}
+
+// A replayed message lives anew: its attempts are counted from one, noted, and taken back, as if there had been
+// none before.
+func TestAReplayedMessageHasAHistoryOfItsOwn(t *testing.T) {
+	t.Parallel()
+	var end error
+	b := newBench(t, middleware.DelayedConfig{MaxAttempts: 3, Delays: []time.Duration{0}},
+		func(*message.Message) ([]*message.Message, error) { return nil, end },
+		must(t)(middleware.Retry(middleware.RetryConfig{MaxAttempts: 1})))
+	end = errHandler
+	require.NoError(t, b.fromBroker("m"))
+	for b.stats().Stored > 0 {
+		b.due()
+	}
+	order := store.Order{Filter: store.Filter{Group: "c"}, Who: "ann", Why: "fixed"}
+	_, err := store.Replay(t.Context(), b.st, order)
+	require.NoError(t, err)
+
+	end = middleware.NotYet(errors.New("not deployed"), time.Nanosecond)
+	for range 5 {
+		require.Equal(t, 1, b.due())
+	}
+	end = errors.New("another failure")
+	for b.stats().Stored > 0 {
+		b.due()
+	}
+	letters, err := b.st.List(t.Context(), store.Filter{Group: "c"}, 0, 10)
+	require.NoError(t, err)
+	require.Len(t, letters, 1)
+	require.Equal(t, 3, letters[0].Attempts)
+	require.Len(t, letters[0].History, 3)
+	for i, f := range letters[0].History {
+		require.Equal(t, i+1, f.Attempt)
+		require.Equal(t, "another failure", f.Error)
 	}
 }
 
@@ -543,6 +579,36 @@ func TestTheDeadGoToTheStoreAndTheTopic(t *testing.T) {
 	_, err = middleware.PoisonQueue(middleware.PoisonConfig{})
 	require.ErrorContains(t, err, "no Publisher")
 	require.ErrorContains(t, err, "Topic is empty")
+}
+
+// When it is replayed it gets into the line in which DelayedRetry keeps the messages of its key.
+func TestADeadLetterHasTheOrderKeyOfDelayedRetry(t *testing.T) {
+	t.Parallel()
+	st := new(store.Memory)
+	delayed := func(cfg middleware.DelayedConfig) message.HandlerMiddleware {
+		cfg.Store, cfg.Group, cfg.MaxAttempts = st, "c", 1
+		return must(t)(middleware.DelayedRetry(cfg))
+	}
+	for id, tc := range map[string]struct {
+		inner message.HandlerMiddleware
+		want  string
+	}{
+		"without DelayedRetry": {inner: middleware.Recoverer, want: "k"},
+		"without order":        {inner: delayed(middleware.DelayedConfig{}), want: ""},
+		"ordered":              {inner: delayed(middleware.DelayedConfig{Ordered: true}), want: "k"},
+		"ordered by another key": {inner: delayed(middleware.DelayedConfig{Ordered: true,
+			Key: func(msg *message.Message) string { return msg.Metadata.Get("customer") }}), want: "ann"},
+	} {
+		msg := delivery(t.Context(), id, "p")
+		msg.Metadata.Set("millrace_key", "k")
+		msg.Metadata.Set("customer", "ann")
+		_, err := chain(fail, must(t)(middleware.PoisonQueue(middleware.PoisonConfig{Store: st, Group: "c"})), tc.inner)(msg)
+		require.NoError(t, err, id)
+		letters, err := st.List(t.Context(), store.Filter{Group: "c", MessageID: id}, 0, 10)
+		require.NoError(t, err)
+		require.Len(t, letters, 1, id)
+		require.Equal(t, tc.want, letters[0].OrderKey, id)
+	}
 }
 
 func TestEntriesThatAreNoMessagesAreKeptApart(t *testing.T) {

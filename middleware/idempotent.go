@@ -31,7 +31,7 @@ type IdempotentConfig struct {
 	// can come. Default 24 h, at least Lease.
 	DoneTTL time.Duration
 	// MaxClaims is how often handling may be begun, in all processes together, before the message is
-	// given up as ErrTooManyClaims. Default 10.
+	// given up as ErrTooManyClaims. One that was deferred or given up counts anew. Default 10.
 	MaxClaims int
 	// StoreTimeout bounds each call of the store. Default: 2 s, at most a sixth of the lease.
 	StoreTimeout time.Duration

@@ -60,14 +60,14 @@ var outages = map[string]func(t testing.TB, o *outage) (end func()){
 		})
 		require.NoError(t, err)
 		require.NoError(t, o.admin.BgRewriteAOF(ctx).Err())
-		testenv.Eventually(t, 30*time.Second, "a file that takes long to load", func() bool {
+		testenv.Eventually(t, time.Minute, "a file that takes long to load", func() bool {
 			return o.admin.InfoMap(ctx, "persistence").Item("Persistence", "aof_rewrite_in_progress") == "0" &&
 				o.admin.InfoMap(ctx, "persistence").Item("Persistence", "aof_rewrite_scheduled") == "0"
 		})
 		o.server.Kill()
 		started := make(chan struct{})
 		go func() { defer close(started); o.server.Start() }()
-		testenv.Eventually(t, 30*time.Second, "it to say that it loads", func() bool {
+		testenv.Eventually(t, time.Minute, "it to say that it loads", func() bool {
 			err := o.admin.Get(ctx, "x").Err()
 			return err != nil && redis.HasErrorPrefix(err, "LOADING")
 		})
@@ -91,7 +91,7 @@ func TestHoweverRedisFailsNothingRunsAndNothingIsLost(t *testing.T) {
 			var calls atomic.Int64
 			h := chain(func(*message.Message) ([]*message.Message, error) { calls.Add(1); return nil, nil },
 				must(t)(middleware.Idempotent(store, middleware.IdempotentConfig{
-					Consumer: "c", Lease: time.Second, BusyWait: 200 * time.Millisecond, StoreTimeout: 300 * time.Millisecond,
+					Consumer: "c", Lease: 3 * time.Second, BusyWait: 200 * time.Millisecond, StoreTimeout: time.Second,
 					DoneTTL: time.Hour, MaxClaims: 1000, OnEvent: e.add,
 				})))
 			deliverUntilDone(t, h, "before", 10, nil)
@@ -124,9 +124,9 @@ func TestHoweverRedisFailsNothingRunsAndNothingIsLost(t *testing.T) {
 }
 
 // deliverUntilDone delivers n messages at once, each again until it is acknowledged, after the delay that
-// the error asks for. It gives up after a minute.
+// the error asks for. It gives up after three minutes.
 func deliverUntilDone(t testing.TB, h message.HandlerFunc, prefix string, n int, onNack func(id string, err error)) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	var wg sync.WaitGroup
 	for i := range n {

@@ -151,7 +151,7 @@ func (c PoisonConfig) keep(ctx context.Context, came *message.Message, rec *deli
 	}
 	l := store.Letter{Reason: Reason(cause), Error: bounded(cause.Error(), 500), Entry: store.Entry{
 		Group: cmp.Or(c.Group, handler), MessageID: came.UUID, Topic: message.SubscribeTopicFromCtx(ctx),
-		OrderKey: came.Metadata.Get(meta.Key), Metadata: came.Metadata, Payload: came.Payload, Attempts: attempts,
+		OrderKey: rec.OrderKey(came.Metadata.Get(meta.Key)), Metadata: came.Metadata, Payload: came.Payload, Attempts: attempts,
 	}}
 	if l.MessageID == "" { // of an entry that is no message; it cannot be told from others, so it is a new one
 		l.MessageID = "none-" + rand.Text()

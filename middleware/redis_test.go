@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/millrace-go/millrace/dedup/redisdedup"
+	"github.com/millrace-go/millrace/internal/fault/proxy"
 	"github.com/millrace-go/millrace/internal/testenv"
 	"github.com/millrace-go/millrace/middleware"
 )
@@ -94,9 +95,7 @@ func TestWhileRedisIsDownMessagesWait(t *testing.T) {
 	server := testenv.OwnRedis(t)
 	store := redisdedup.New(redisClient(t, server.URL), redisdedup.Config{Namespace: "x"})
 	var e events
-	idem := must(t)(middleware.Idempotent(store, middleware.IdempotentConfig{
-		OnEvent: e.add, BusyWait: 200 * time.Millisecond, StoreTimeout: 100 * time.Millisecond,
-	}))
+	idem := must(t)(middleware.Idempotent(store, middleware.IdempotentConfig{OnEvent: e.add, BusyWait: 200 * time.Millisecond}))
 	ch := gochannel.NewGoChannel(gochannel.Config{OutputChannelBuffer: 100}, watermill.NopLogger{})
 	defer ch.Close()
 	r := newRouter(t)
@@ -115,40 +114,41 @@ func TestWhileRedisIsDownMessagesWait(t *testing.T) {
 		}
 	}
 	publish(0, 10)
-	testenv.Eventually(t, 10*time.Second, "10 handled", func() bool { return handled.Load() == 10 })
+	testenv.Eventually(t, 2*time.Minute, "10 handled", func() bool { return handled.Load() == 10 })
 
 	server.Kill()
 	before, begin := deliveries.Load(), time.Now()
 	publish(10, 20)
-	testenv.Eventually(t, 30*time.Second, "messages come again", func() bool { return deliveries.Load()-before >= 60 })
+	testenv.Eventually(t, 2*time.Minute, "messages come again", func() bool { return deliveries.Load()-before >= 60 })
 	perSecond := float64(deliveries.Load()-before) / time.Since(begin).Seconds()
 	require.Less(t, perSecond, 100.0, "10 messages at 5 deliveries a second, with room")
 	require.EqualValues(t, 10, handled.Load())
 
 	server.Start()
-	testenv.Eventually(t, 60*time.Second, "20 handled", func() bool { return handled.Load() == 20 })
+	testenv.Eventually(t, 2*time.Minute, "20 handled", func() bool { return handled.Load() == 20 })
 	require.Zero(t, e.all()[middleware.EventUnguarded])
 }
 
 // A process that freezes past its lease and wakes up is told so, by its own clock and by the store.
 func TestAProcessThatWakesUpAfterItsLeaseChangesNothing(t *testing.T) {
 	t.Parallel()
-	server := testenv.OwnRedis(t)
-	open := func() *redisdedup.Store {
-		return redisdedup.New(redisClient(t, server.URL), redisdedup.Config{Namespace: "x"})
+	direct, prefix := redisClient(t, testenv.Redis(t)), testenv.RedisPrefix(t)
+	line := proxy.New(t, direct.Options().Addr)
+	open := func(rdb *redis.Client) message.HandlerMiddleware {
+		return must(t)(middleware.Idempotent(redisdedup.New(rdb, redisdedup.Config{Namespace: prefix + "wakes"}),
+			middleware.IdempotentConfig{Consumer: "c", Lease: 6 * time.Second, BusyWait: time.Minute, DoneTTL: time.Hour}))
 	}
-	cfg := middleware.IdempotentConfig{Consumer: "c", Lease: 2 * time.Second, StoreTimeout: 600 * time.Millisecond, DoneTTL: time.Minute}
-	started, finish := make(chan struct{}), make(chan struct{})
+	started, told, finish := make(chan struct{}), make(chan error, 1), make(chan struct{})
 	slow := chain(func(msg *message.Message) ([]*message.Message, error) {
 		close(started)
 		<-msg.Context().Done()
-		require.ErrorIs(t, context.Cause(msg.Context()), middleware.ErrLeaseLost)
+		told <- context.Cause(msg.Context())
 		<-finish
 		return []*message.Message{message.NewMessage("", []byte("slow"))}, nil
-	}, must(t)(middleware.Idempotent(open(), cfg)))
+	}, open(redisClient(t, "redis://"+line.Addr+"/0")))
 	fast := chain(func(*message.Message) ([]*message.Message, error) {
 		return []*message.Message{message.NewMessage("", []byte("fast"))}, nil
-	}, must(t)(middleware.Idempotent(open(), cfg)))
+	}, open(direct))
 
 	result := make(chan error, 1)
 	go func() {
@@ -156,13 +156,14 @@ func TestAProcessThatWakesUpAfterItsLeaseChangesNothing(t *testing.T) {
 		result <- err
 	}()
 	<-started
-	server.Pause() // to a client, a store that hangs is as good as a client that hangs
-	release := time.AfterFunc(2500*time.Millisecond, server.Resume)
-	defer release.Stop()
-	testenv.Eventually(t, 30*time.Second, "taken over", func() bool {
+	line.Blackhole(true) // to a client, a store that hangs is as good as a client that hangs
+	require.ErrorIs(t, <-told, middleware.ErrLeaseLost)
+	testenv.Eventually(t, time.Minute, "taken over", func() bool {
 		out, err := fast(delivery(t.Context(), "m", "p"))
 		return err == nil && len(out) == 1 && string(out[0].Payload) == "fast"
 	})
+	line.Cut()
+	line.Blackhole(false)
 	close(finish)
 	require.ErrorIs(t, <-result, middleware.ErrLeaseLost)
 	out, err := fast(delivery(t.Context(), "m", "p"))
@@ -182,12 +183,14 @@ func TestRedisAwayAtTheMarkOfSuccess(t *testing.T) {
 			server.Kill()
 		}
 		return nil, nil
-	}, must(t)(middleware.Idempotent(store, middleware.IdempotentConfig{Consumer: "c", Lease: time.Second, DoneTTL: time.Minute, OnEvent: e.add})))
+	}, must(t)(middleware.Idempotent(store, middleware.IdempotentConfig{
+		Consumer: "c", Lease: 3 * time.Second, BusyWait: time.Minute, DoneTTL: time.Hour, OnEvent: e.add,
+	})))
 	_, err := h(delivery(t.Context(), "m", "p"))
 	require.NoError(t, err, "acknowledged: the effect has happened")
 	require.Equal(t, map[middleware.Event]int{middleware.EventDoneFailed: 1}, e.all())
 	server.Start()
-	testenv.Eventually(t, 30*time.Second, "works again", func() bool {
+	testenv.Eventually(t, 2*time.Minute, "works again", func() bool {
 		_, err := h(delivery(t.Context(), "m2", "p"))
 		return !errors.Is(err, middleware.ErrStoreUnavailable)
 	})

@@ -256,7 +256,7 @@ func TestWhatAFailedAttemptWroteIsRolledBackOtherThanWithTheStockSubscriber(t *t
 				msg.Ack()
 			}
 		}
-		testenv.Eventually(t, 30*time.Second, "its commit", func() bool { return d.count(t, `SELECT count(*) FROM effects`) > 0 })
+		testenv.Eventually(t, time.Minute, "its commit", func() bool { return d.count(t, `SELECT count(*) FROM effects`) > 0 })
 		require.Equal(t, failures+1, d.count(t, `SELECT count(*) FROM effects`), "the stock subscriber keeps this promise now")
 	})
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/millrace-go/millrace/dedup/redisdedup"
+	"github.com/millrace-go/millrace/internal/backoff"
 	"github.com/millrace-go/millrace/internal/testenv"
 	"github.com/millrace-go/millrace/middleware"
 )
@@ -55,7 +56,7 @@ func stormConsumer() {
 	rdb := redis.NewClient(opts)
 	prefix := os.Getenv("PREFIX")
 	idempotent, err := middleware.Idempotent(redisdedup.New(rdb, redisdedup.Config{Namespace: prefix + "idem"}),
-		middleware.IdempotentConfig{Consumer: "c", Lease: time.Second, BusyWait: 100 * time.Millisecond,
+		middleware.IdempotentConfig{Consumer: "c", Lease: 3 * time.Second, StoreTimeout: time.Second, BusyWait: 10 * time.Second,
 			DoneTTL: time.Hour, MaxClaims: stormClaims})
 	check(err)
 	poison, err := middleware.PoisonQueue(middleware.PoisonConfig{Publisher: listPublisher{rdb}, Topic: prefix + "dead"})
@@ -84,7 +85,7 @@ func stormConsumer() {
 			answer := "ack"
 			if err != nil {
 				answer = "nack"
-				time.Sleep(middleware.Delay(err)) // as a broker does that keeps to what the error asks for
+				backoff.Sleep(context.Background(), middleware.Delay(err)) // as a broker does that keeps to what the error asks for
 			}
 			mu.Lock()
 			defer mu.Unlock()

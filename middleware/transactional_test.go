@@ -139,7 +139,7 @@ func TestTransactionalSendsWhatARouterHandlerReturnsThroughTheOutbox(t *testing.
 	for range 3 {
 		require.NoError(t, ch.Publish("orders", message.NewMessage("m", nil)))
 	}
-	testenv.Eventually(t, 20*time.Second, "all handled", func() bool {
+	testenv.Eventually(t, time.Minute, "all handled", func() bool {
 		got := e.all()
 		return got[middleware.EventHandled]+got[middleware.EventDuplicate] == 3
 	})
@@ -243,7 +243,7 @@ func TestADatabaseThatIsAwayDoesNotPoisonMessages(t *testing.T) {
 	}
 	require.Empty(t, dead.on("dead"))
 	server.Start()
-	testenv.Eventually(t, 30*time.Second, "handled", func() bool {
+	testenv.Eventually(t, 2*time.Minute, "handled", func() bool {
 		_, err := h(delivery(t.Context(), "m2", "p"))
 		return err == nil
 	})

@@ -191,44 +191,52 @@ func (m *member) Subscribe(ctx context.Context, topic string) (<-chan *message.M
 	}
 	g := b.open(groupName{topic, m.group})
 	out := make(chan *message.Message)
-	ctx, cancel := context.WithCancel(ctx)
 	m.running.Go(func() {
-		defer cancel()
 		defer close(out)
-		var handlers sync.WaitGroup
-		defer handlers.Wait()
-		slots := make(chan struct{}, 10)
-		for {
-			select {
-			case slots <- struct{}{}:
-			case <-ctx.Done():
-				return
-			case <-m.closing:
-				return
-			}
-			sent := m.next(ctx, g)
-			if sent == nil {
-				return
-			}
-			msg := sent.Copy()
-			msg.Payload = append(message.Payload{}, sent.Payload...)
-			handling, done := context.WithCancel(context.WithoutCancel(ctx))
-			msg.SetContext(handling)
-			select {
-			case out <- msg:
-			case <-ctx.Done():
-				done()
-				b.back(g, sent, 0)
-				return
-			}
-			handlers.Go(func() {
-				defer done()
-				defer func() { <-slots }()
-				b.await(g, sent, msg)
-			})
-		}
+		m.deliver(ctx, g, out)
 	})
 	return out, nil
+}
+
+// deliver hands out the messages of the group until ctx ends or the member is closed, and waits for handlers.
+func (m *member) deliver(ctx context.Context, g *group, out chan<- *message.Message) {
+	var handlers sync.WaitGroup
+	defer handlers.Wait()
+	slots := make(chan struct{}, 10)
+	for {
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			return
+		case <-m.closing:
+			return
+		}
+		sent := m.next(ctx, g)
+		if sent == nil {
+			return
+		}
+		msg := sent.Copy()
+		msg.Payload = append(message.Payload{}, sent.Payload...)
+		handling, done := context.WithCancel(context.WithoutCancel(ctx))
+		msg.SetContext(handling)
+		handed := false
+		select {
+		case out <- msg:
+			handed = true
+		case <-ctx.Done():
+		case <-m.closing:
+		}
+		if !handed {
+			done()
+			m.broker.back(g, sent, 0)
+			return
+		}
+		handlers.Go(func() {
+			defer done()
+			defer func() { <-slots }()
+			m.broker.await(g, sent, msg)
+		})
+	}
 }
 
 // Close implements message.Subscriber. It waits for handlers.

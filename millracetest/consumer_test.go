@@ -54,7 +54,7 @@ func consume(t testing.TB, b *millracetest.Broker, h message.NoPublishHandlerFun
 
 func settle(t testing.TB, b *millracetest.Broker) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	require.NoError(t, b.Settle(ctx))
 }
@@ -148,6 +148,27 @@ func TestSettleGivesUpWhenItsContextEnds(t *testing.T) {
 	require.ErrorIs(t, b.Settle(ctx), context.DeadlineExceeded)
 	require.NoError(t, b.Close())
 	require.ErrorIs(t, b.Publish("orders", message.NewMessage("x", nil)), millracetest.ErrClosed)
+}
+
+func TestASubscriberClosesThoughNobodyReadsFromIt(t *testing.T) {
+	t.Parallel()
+	b := millracetest.NewBroker(millracetest.Faults{})
+	publish(t, b, 1, "")
+	first := b.Subscriber("billing")
+	_, err := first.Subscribe(context.Background(), "orders")
+	require.NoError(t, err)
+	closed := make(chan error, 1)
+	go func() { closed <- first.Close() }()
+	select {
+	case err := <-closed:
+		require.NoError(t, err)
+	case <-time.After(30 * time.Second):
+		t.Fatal("Close hangs")
+	}
+	var j journal
+	consume(t, b, func(m *message.Message) error { j.add(m.UUID); return nil })
+	settle(t, b)
+	require.Equal(t, []string{"0"}, j.all(), "what it had in hand comes to another")
 }
 
 func TestAnIdempotentConsumerStandsAllOfIt(t *testing.T) {

@@ -23,10 +23,11 @@ func ownServer(t *testing.T) (*testenv.Server, *bench) {
 	server := testenv.OwnPostgres(t)
 	setup, err := sql.Open("pgx", server.URL)
 	require.NoError(t, err)
-	_, err = setup.ExecContext(t.Context(), `ALTER SYSTEM SET max_prepared_transactions = 10`)
-	require.NoError(t, err)
-	_, err = setup.ExecContext(t.Context(), `ALTER SYSTEM SET wal_writer_delay = '10s'`)
-	require.NoError(t, err)
+	// Autovacuum would take transaction ids, and write to the disk what others have not waited for.
+	for _, setting := range []string{`max_prepared_transactions = 10`, `wal_writer_delay = '10s'`, `autovacuum = off`} {
+		_, err = setup.ExecContext(t.Context(), `ALTER SYSTEM SET `+setting)
+		require.NoError(t, err)
+	}
 	require.NoError(t, setup.Close())
 	server.Restart()
 	b := connect(t, postgres, server.URL, outbox.Config{})
@@ -46,7 +47,7 @@ func (b *bench) holder() []outbox.Grant {
 // raise brings the bound of reads to a position.
 func (b *bench) raise(to int64) {
 	b.Helper()
-	testenv.Eventually(b.T, 10*time.Second, fmt.Sprintf("bound %d", to), func() bool {
+	testenv.Eventually(b.T, 30*time.Second, fmt.Sprintf("bound %d", to), func() bool {
 		return outbox.Raise(b.Context(), b.box.Store()) == to
 	})
 }
@@ -56,9 +57,7 @@ func (b *bench) passing(grants []outbox.Grant, ids ...string) (last int64) {
 	b.Helper()
 	for _, id := range ids {
 		pos := b.insert(outboxtest.Entry{ID: id, Topic: "passing", Key: id})
-		v, err := b.box.Store().Settle(b.Context(), grants, []outbox.Ref{{Pos: pos[0], ID: id}})
-		require.NoError(b, err)
-		require.Len(b, v.Done, 1)
+		b.settleAll(grants, outbox.Ref{Pos: pos[0], ID: id})
 		last = pos[0]
 	}
 	return last
@@ -79,7 +78,7 @@ func (b *bench) lateWriter() (goOn func(), done chan error) {
 		_, err := b.raw.ExecContext(b.Context(), `INSERT INTO millrace_outbox (id, lane, topic, payload) VALUES ('late', 0, 'late', '')`)
 		done <- err
 	}()
-	testenv.Eventually(b.T, 10*time.Second, "the writer waits", func() bool { return b.waiters() > 0 })
+	testenv.Eventually(b.T, 30*time.Second, "the writer waits", func() bool { return b.waiters() > 0 })
 	return func() {
 		b.Helper()
 		_, err := gate.ExecContext(context.WithoutCancel(b.Context()), `SELECT pg_advisory_unlock(7)`)
@@ -202,10 +201,10 @@ func TestIdleReadsTakeNoTransactionID(t *testing.T) {
 		_, err = b.box.Store().Promote(t.Context(), grants)
 		require.NoError(t, err)
 	}
-	require.LessOrEqual(t, next()-before, int64(2), "autovacuum may take some")
+	require.Equal(t, before, next())
 }
 
-var buffers = regexp.MustCompile(`Buffers: shared hit=(\d+)(?: read=(\d+))?`)
+var buffers = regexp.MustCompile(`Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?`)
 
 // cost is how many blocks a statement looks at.
 func (b *bench) cost(statement, args string) (blocks int) {
@@ -349,7 +348,7 @@ func TestAReadDuringWhichARowBelowTheBoundBecameReadyIsMadeAgain(t *testing.T) {
 		rows, _ := b.box.Store().Read(t.Context(), outbox.Read{Lanes: lanes, Topics: []string{"t"}, MaxRows: 10, MaxBytes: 1000})
 		answer <- rows
 	}()
-	testenv.Eventually(t, 10*time.Second, "the read waits", func() bool { return b.waiters() > 0 })
+	testenv.Eventually(t, 30*time.Second, "the read waits", func() bool { return b.waiters() > 0 })
 	done := outbox.Lower(b.box.Store())
 	_, err = lift.ExecContext(t.Context(), `UPDATE millrace_outbox SET ready = true, due_at = NULL WHERE id = 'held'`)
 	require.NoError(t, err)
@@ -365,6 +364,7 @@ func TestAClaimForgetsTheBound(t *testing.T) {
 	grants := b.holder()
 	b.raise(b.passing(grants, "1", "2"))
 	require.NoError(t, b.box.Store().Release(t.Context(), grants[:1]))
+	outbox.Later(b.box.Store(), -time.Hour)
 	// Another holder makes a row of the lane ready that is below.
 	b.exec(`INSERT INTO millrace_outbox (pos, id, lane, topic, payload) OVERRIDING SYSTEM VALUE VALUES (1, 'below', 0, 't', '')`)
 	require.Empty(t, b.read("t"), "else this test shows nothing")
@@ -379,6 +379,7 @@ func TestTheBoundIsProvedFromTheBottomFromTimeToTime(t *testing.T) {
 	last := b.passing(b.holder(), "1", "2")
 	b.raise(last)
 	b.exec(`INSERT INTO millrace_outbox (pos, id, lane, topic, payload) OVERRIDING SYSTEM VALUE VALUES (1, 'below', 0, 't', '')`)
+	outbox.Later(b.box.Store(), -time.Hour) // it was proved just now, however slow this machine is
 	require.Equal(t, last, outbox.Raise(t.Context(), b.box.Store()))
 	require.Empty(t, b.read("t"))
 	outbox.Distrust(b.box.Store())

@@ -49,7 +49,7 @@ func TestCheckNamesWhatIsWrongOnPostgreSQLAndItsRemedy(t *testing.T) {
 	}{
 		"read-only":        {before: `ALTER ROLE $user SET default_transaction_read_only = on`, want: []string{"default_transaction_read_only", "ALTER ROLE"}},
 		"isolation":        {before: `ALTER ROLE $user SET default_transaction_isolation = 'serializable'`, want: []string{"default_transaction_isolation", "read committed"}},
-		"timeout":          {before: `ALTER ROLE $user SET statement_timeout = '100ms'`, want: []string{"statement_timeout", "100 ms"}},
+		"timeout":          {before: `ALTER ROLE $user SET statement_timeout = '4s'`, want: []string{"statement_timeout", "4000 ms"}},
 		"DELETE revoked":   {before: `REVOKE DELETE ON millrace_outbox FROM $user`, want: []string{"privileges are missing: DELETE on millrace_outbox", "GRANT SELECT"}},
 		"SELECT revoked":   {before: `REVOKE ALL ON millrace_lanes FROM $user`, want: []string{"millrace_*", "grant"}},
 		"cached sequence":  {before: `ALTER TABLE millrace_outbox ALTER COLUMN pos SET CACHE 20`, want: []string{"CACHE", "SET CACHE 1"}},
@@ -92,7 +92,7 @@ func TestCheckTellsSetupFromOutage(t *testing.T) {
 	} {
 		for _, back := range []backend{postgres, postgresPool, postgresPq} {
 			t.Run(name+"/"+back.name, func(t *testing.T) {
-				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
 				err := connect(t, back, c.url, outbox.Config{}).box.Check(ctx)
 				require.Error(t, err)

@@ -24,7 +24,6 @@ type awaiting struct {
 	*bench
 	store  outbox.Store
 	grants map[int]outbox.Grant
-	topics []string
 }
 
 func eachAwaiting(t *testing.T, policy outbox.Policy, confirming outbox.Confirming, test func(a *awaiting)) {
@@ -358,5 +357,74 @@ func TestReSendsAreBounded(t *testing.T) {
 		a.says("billing", confirmation.Done, "another") // it lives
 		a.promoted()
 		require.LessOrEqual(a, len(a.read()), 20)
+	})
+}
+
+// answers is says, of one sending.
+func (a *awaiting) answers(group string, outcome confirmation.Outcome, id string, sending int) {
+	a.Helper()
+	msg, err := confirmation.Confirmation{ID: id, Group: group, Outcome: outcome, Sending: sending, At: time.Now()}.Message()
+	require.NoError(a, err)
+	msg.SetContext(a.Context())
+	require.NoError(a, a.box.Confirmations(msg))
+}
+
+func TestAFailureOfAnEarlierCopyEndsNothing(t *testing.T) {
+	eachAwaiting(t, outbox.Policy{Deadline: time.Millisecond, Groups: []string{"billing"}}, outbox.Confirming{}, func(a *awaiting) {
+		a.publish("m")
+		require.Equal(a, 1, confirmation.Answered(a.send()[0].Metadata))
+		a.says("billing", confirmation.Done, "another") // it lives
+		a.promoted()
+		a.answers("billing", confirmation.Failed, "m", 1)
+		a.wantState("m", outbox.StateWaiting)
+		require.Equal(a, 2, confirmation.Answered(a.send()[0].Metadata))
+		a.wantState("m", outbox.StateSent)
+		a.answers("billing", confirmation.Failed, "m", 1)
+		a.wantState("m", outbox.StateSent)
+		a.answers("billing", confirmation.Failed, "m", 2)
+		a.wantState("m", outbox.StateDead)
+		a.answers("billing", confirmation.Failed, "m", 1) // does not hide the later one
+
+		report, err := a.box.Replay(a.Context(), outbox.By{Who: "me", Why: "repaired"}, outbox.Filter{IDs: []string{"m"}}, outbox.Bulk{})
+		require.NoError(a, err)
+		require.EqualValues(a, 1, report.Done)
+		a.answers("billing", confirmation.Failed, "m", 2) // late: of what was repaired since
+		row := a.send()[0]
+		require.Equal(a, 3, confirmation.Answered(row.Metadata))
+		require.Empty(a, row.Metadata[meta.FirstSent], "its age begins anew")
+		a.wantState("m", outbox.StateSent)
+		a.answers("billing", confirmation.Failed, "m", 2)
+		a.wantState("m", outbox.StateSent)
+		a.answers("billing", confirmation.Done, "m", 1) // what took effect has done so, whatever copy it was
+		a.wantState("m", outbox.StateDone)
+	})
+}
+
+func TestAProbeHasANumberOfItsOwn(t *testing.T) {
+	eachAwaiting(t, outbox.Policy{Deadline: time.Millisecond, Groups: []string{"billing"}}, outbox.Confirming{}, func(a *awaiting) {
+		a.publish("m")
+		a.send()
+		for sending := 2; sending < 5; sending++ {
+			a.promoted()
+			require.Equal(a, sending, confirmation.Answered(a.send()[0].Metadata))
+		}
+		a.answers("billing", confirmation.Failed, "m", 3)
+		a.wantState("m", outbox.StateSent)
+		a.answers("billing", confirmation.Failed, "m", 4)
+		a.wantState("m", outbox.StateDead)
+		require.Equal(a, 1, a.record("m").Attempts, "probes are not counted")
+	})
+}
+
+// A consumer that does not know the number answers whatever was sent last.
+func TestAConfirmationWithoutANumberCountsAsItDid(t *testing.T) {
+	eachAwaiting(t, outbox.Policy{Deadline: time.Millisecond, Groups: []string{"billing"}}, outbox.Confirming{}, func(a *awaiting) {
+		a.publish("m")
+		a.send()
+		a.promoted()
+		a.says("billing", confirmation.Failed, "m")
+		a.wantState("m", outbox.StateWaiting)
+		a.send()
+		a.wantState("m", outbox.StateDead)
 	})
 }

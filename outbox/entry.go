@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -76,7 +77,10 @@ func (enc encoder) encode(contexts func(i int) context.Context, topic string, ms
 	}
 	policy := enc.policies.of(topic)
 	entries := make([]entry, 0, len(msgs))
-	seen := make(map[string]struct{}, len(msgs))
+	var seen map[string]struct{} // of several
+	if len(msgs) > 1 {
+		seen = make(map[string]struct{}, len(msgs))
+	}
 	for i, msg := range msgs {
 		e, err := enc.encodeOne(contexts, i, topic, msg)
 		if err != nil {
@@ -85,7 +89,9 @@ func (enc encoder) encode(contexts func(i int) context.Context, topic string, ms
 		if _, twice := seen[e.id]; twice {
 			return nil, fmt.Errorf("%w: id %q twice in one call", ErrDuplicateMessage, e.id)
 		}
-		seen[e.id] = struct{}{}
+		if seen != nil {
+			seen[e.id] = struct{}{}
+		}
 		e.frozen = policy
 		for name, value := range policy.metadata {
 			if e.metadata, err = withMetadata(e.metadata, name, value); err != nil {
@@ -127,7 +133,7 @@ func (enc encoder) encodeOne(contexts func(i int) context.Context, i int, topic 
 		return entry{}, err
 	}
 	carried := msg.Metadata
-	if len(enc.propagators) > 0 {
+	if len(enc.propagators) > 0 && msg.Metadata[metaCaptured] == "" {
 		carried = make(message.Metadata, len(msg.Metadata)+4)
 		maps.Copy(carried, msg.Metadata)
 		for _, p := range enc.propagators {
@@ -146,8 +152,9 @@ func (enc encoder) encodeOne(contexts func(i int) context.Context, i int, topic 
 	return e, nil
 }
 
+// encodeMetadata writes a JSON object whose names are in order.
 func encodeMetadata(m message.Metadata) (string, error) {
-	kept := make(map[string]string, len(m))
+	names := make([]string, 0, len(m))
 	bytes := 0
 	for name, value := range m {
 		if strings.HasPrefix(name, meta.Prefix) {
@@ -156,20 +163,44 @@ func encodeMetadata(m message.Metadata) (string, error) {
 		if err := checkText("name of a metadata entry", name, 1, maxMetadataName); err != nil {
 			return "", err
 		}
-		if err := checkText("value of metadata "+fmt.Sprintf("%q", name), value, 0, maxMetadata); err != nil {
-			return "", err
+		if err := checkText("value", value, 0, maxMetadata); err != nil {
+			return "", fmt.Errorf("metadata %q: %w", name, err)
 		}
-		kept[name] = value
+		names = append(names, name)
 		bytes += len(name) + len(value)
 	}
-	if len(kept) > maxEntries {
-		return "", fmt.Errorf("metadata has %d entries, more than %d", len(kept), maxEntries)
+	if len(names) > maxEntries {
+		return "", fmt.Errorf("metadata has %d entries, more than %d", len(names), maxEntries)
 	}
 	if bytes > maxMetadata {
 		return "", fmt.Errorf("metadata has %d bytes, more than %d", bytes, maxMetadata)
 	}
-	text, err := json.Marshal(kept)
-	return string(text), err
+	slices.Sort(names)
+	var b strings.Builder
+	b.Grow(bytes + len(`"":"",`)*len(names) + len(`{}`))
+	b.WriteByte('{')
+	for i, name := range names {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		writeString(&b, name)
+		b.WriteByte(':')
+		writeString(&b, m[name])
+	}
+	b.WriteByte('}')
+	return b.String(), nil
+}
+
+// writeString writes a JSON string. Most have nothing in them that JSON wants escaped.
+func writeString(b *strings.Builder, s string) {
+	if strings.IndexFunc(s, func(r rune) bool { return r < ' ' || r == '"' || r == '\\' }) >= 0 {
+		text, _ := json.Marshal(s) // of a string it has no error
+		b.Write(text)
+		return
+	}
+	b.WriteByte('"')
+	b.WriteString(s)
+	b.WriteByte('"')
 }
 
 func checkName(what, s string, most int) error {

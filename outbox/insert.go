@@ -33,7 +33,7 @@ func insertion(dialect txn.Dialect, prefix string, entries []entry) (string, []a
 	}
 	b.WriteString(`) VALUES `)
 	shape := shapeOf(dialect, wide)
-	args := make([]any, 0, len(entries)*14)
+	args := make([]any, 0, len(entries)*strings.Count(shape, "?"))
 	for i, e := range entries {
 		if i > 0 {
 			b.WriteString(", ")

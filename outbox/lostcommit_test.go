@@ -23,7 +23,7 @@ func TestASettleDeletesNothingUnsentAfterTheServerLostCommits(t *testing.T) {
 		rounds = 20
 	}
 	reused := 0
-	for round := range rounds {
+	for round := 0; round < rounds || reused == 0 && round < 10*rounds; round++ { // a slow machine may have written before it is killed
 		b.publishAs("off", fmt.Sprint("lost", round), 40)
 		var sent []outbox.Ref
 		for _, r := range b.read("t") {
@@ -60,7 +60,7 @@ func TestASettleDeletesNothingUnsentAfterTheServerLostCommits(t *testing.T) {
 			require.NotContains(t, left, r.ID, "sent, and kept")
 		}
 		require.Len(t, settled.Done, len(before), "what the server did not lose")
-		testenv.Eventually(t, 15*time.Second, "all the new ones are read", func() bool { return len(b.read("t")) == 40 })
+		testenv.Eventually(t, 30*time.Second, "all the new ones are read", func() bool { return len(b.read("t")) == 40 })
 		b.exec(`DELETE FROM millrace_outbox`)
 	}
 	t.Log("positions drawn twice:", reused)

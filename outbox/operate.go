@@ -30,7 +30,7 @@ type Audit struct {
 	At     time.Time
 	By     By
 	Action string // replay, discard, edit, pause, resume
-	// Target is what it was done to, as JSON.
+	// Target is what it was done to, as JSON; a very long one is cut off.
 	Target string
 	// Affected is the number of messages, so far if it is not Finished.
 	Affected int64
@@ -69,13 +69,21 @@ type hand struct {
 
 // byHand runs fn in a transaction.
 func (b *Box) byHand(ctx context.Context, what string, fn func(h hand) error) error {
+	return b.inHand(ctx, what, txn.Options{Isolation: sql.LevelReadCommitted}, fn)
+}
+
+// look runs fn in a transaction that writes nothing, and sees all tables as they were at one moment.
+func (b *Box) look(ctx context.Context, what string, fn func(h hand) error) error {
+	return b.inHand(ctx, what, txn.Options{Isolation: sql.LevelRepeatableRead, ReadOnly: true}, fn)
+}
+
+func (b *Box) inHand(ctx context.Context, what string, o txn.Options, fn func(h hand) error) error {
 	kind, err := b.pool.Dialect(ctx)
 	if err != nil {
 		return explain(what, err)
 	}
-	var o txn.Options
-	if kind != txn.SQLite {
-		o.Isolation = sql.LevelReadCommitted
+	if kind == txn.SQLite { // which is always serializable
+		o.Isolation = sql.LevelDefault
 	}
 	if _, err := b.store.dialect(ctx); err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/millrace-go/millrace/internal/confirmation"
 	"github.com/millrace-go/millrace/internal/pattern"
 )
 
@@ -127,10 +128,8 @@ type Plan struct {
 	Deadline    time.Duration `json:"deadline,omitempty"`
 	MaxAttempts int           `json:"max_attempts,omitempty"`
 	MaxAge      time.Duration `json:"max_age,omitempty"`
-	// Sends is how often it had been sent before the last time, FirstSent when that was for the first
-	// time, in microseconds since 1970, or 0.
-	Sends     int   `json:"sends,omitempty"`
-	FirstSent int64 `json:"first_sent,omitempty"`
+	// Sendings is how often it was sent.
+	confirmation.Sendings
 }
 
 // frozen is a policy as a row holds it. The zero one is that of Delete, which needs nothing.

@@ -91,26 +91,28 @@ func (b *Box) RunRetention(ctx context.Context) error {
 }
 
 // Purge deletes what has been kept for long enough, in batches, until nothing is left of it. It goes by
-// indexes, and costs next to nothing when there is nothing to do.
+// indexes, and costs next to nothing when there is nothing to do. What fails for one kind of it, as an archive that
+// is full, keeps no other from being purged; the errors are joined.
 func (b *Box) Purge(ctx context.Context) (p Purged, err error) {
 	r := b.cfg.Retention.withDefaults()
-	if p.Sent, err = b.purge(ctx, r, func(h hand) (int64, error) { return h.purgeSent(ctx, r) }); err != nil {
-		return p, err
+	var errs []error
+	for _, kind := range []struct {
+		purged *int64
+		batch  func(hand) (int64, error)
+	}{
+		{&p.Sent, func(h hand) (int64, error) { return h.purgeSent(ctx, r) }},
+		{&p.History, func(h hand) (int64, error) { return h.purgeOld(ctx, "millrace_history", r.History, r.Batch) }},
+		{&p.Audits, func(h hand) (int64, error) { return h.purgeOld(ctx, "millrace_audit", r.Audit, r.Batch) }},
+		{&p.Confirmations, func(h hand) (int64, error) { return h.purgeConfirmations(ctx, r) }},
+	} {
+		var err error
+		*kind.purged, err = b.purge(ctx, r, kind.batch)
+		errs = append(errs, err)
+		if ctx.Err() != nil {
+			break
+		}
 	}
-	p.History, err = b.purge(ctx, r, func(h hand) (int64, error) {
-		return h.purgeOld(ctx, "millrace_history", "at", r.History, r.Batch)
-	})
-	if err != nil {
-		return p, err
-	}
-	p.Audits, err = b.purge(ctx, r, func(h hand) (int64, error) {
-		return h.purgeOld(ctx, "millrace_audit", "at", r.Audit, r.Batch)
-	})
-	if err != nil {
-		return p, err
-	}
-	p.Confirmations, err = b.purge(ctx, r, func(h hand) (int64, error) { return h.purgeConfirmations(ctx, r) })
-	return p, err
+	return p, errors.Join(errs...)
 }
 
 // purge repeats a batch until one is not full.
@@ -166,9 +168,9 @@ func (h hand) purgeSent(ctx context.Context, r Retention) (int64, error) {
 }
 
 // purgeOld deletes a batch of rows that are older than age.
-func (h hand) purgeOld(ctx context.Context, table, at string, age time.Duration, batch int) (int64, error) {
+func (h hand) purgeOld(ctx context.Context, table string, age time.Duration, batch int) (int64, error) {
 	var seqs []int64
-	err := h.ask(ctx, fmt.Sprintf(`SELECT seq FROM %s WHERE %s < {before $1} ORDER BY %s LIMIT %d`, table, at, at, batch)+h.free(),
+	err := h.ask(ctx, fmt.Sprintf(`SELECT seq FROM %s WHERE at < {before $1} ORDER BY at LIMIT %d`, table, batch)+h.free(),
 		[]any{micros(age)}, func(row txn.Scanner) error {
 			var seq int64
 			err := row.Scan(&seq)

@@ -30,9 +30,7 @@ func (b *bench) sends(grants []outbox.Grant, topics ...string) {
 		for _, r := range b.read(topic) {
 			refs = append(refs, r.Ref)
 		}
-		v, err := b.box.Store().Settle(b.Context(), grants, refs)
-		require.NoError(b, err)
-		require.Len(b, v.Done, len(refs))
+		b.settleAll(grants, refs...)
 	}
 }
 
@@ -169,6 +167,23 @@ func TestWhatIsPurgedIsArchivedInTheSameTransaction(t *testing.T) {
 		require.EqualValues(b, 5, p.Sent)
 		require.EqualValues(b, 5, b.one(`SELECT count(*) FROM archive a WHERE body = `+map[bool]string{true: `concat('body ', id)`, false: `'body ' || id`}[b.driver == "mysql"]))
 	})
+}
+
+func TestAnArchiveThatRefusesKeepsNothingElseFromBeingPurged(t *testing.T) {
+	cfg := keeping
+	refuses := errors.New("the archive is full")
+	cfg.Retention.Archive = func(context.Context, outbox.Executor, []outbox.Record) error { return refuses }
+	b := open(t, sqlite, cfg)
+	b.publish("short", msg("1", ""))
+	held := b.holding()
+	b.sends([]outbox.Grant{held[outbox.Lane("1")]}, "short")
+	b.expire("short")
+	b.dies(held, "2")
+	b.exec(`UPDATE millrace_history SET at = ` + b.in(-(365 * 24 * time.Hour).Microseconds()))
+	p, err := b.box.Purge(t.Context())
+	require.ErrorIs(t, err, refuses)
+	require.Equal(t, outbox.Purged{History: 1}, p)
+	require.EqualValues(t, 1, b.one(`SELECT count(*) FROM millrace_sent`))
 }
 
 func TestRetentionRunsUntilItIsStoppedAndTriesAgain(t *testing.T) {

@@ -103,6 +103,8 @@ type Event struct {
 type Confirmed struct {
 	Group   string
 	Outcome string
+	// Sending is the number of the sending that it answers, from 1; 0 if the consumer does not tell.
+	Sending int
 	Error   string
 	At      time.Time
 }

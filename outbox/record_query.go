@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/millrace-go/millrace/internal/confirmation"
 	"github.com/millrace-go/millrace/internal/txn"
 )
 
@@ -117,6 +118,9 @@ func (f Filter) where() (source, *clause, error) {
 	if f.State != StateDead && (f.Reason != "" || f.Destination != "") {
 		return s, nil, errors.New("outbox: only dead messages have a reason and a destination")
 	}
+	if len(f.IDs) > maxPage {
+		return s, nil, fmt.Errorf("outbox: Filter.IDs has %d, at most %d", len(f.IDs), maxPage)
+	}
 	c := &clause{}
 	if s.where != "" {
 		c.add(s.where)
@@ -185,40 +189,49 @@ func (b *Box) List(ctx context.Context, q Query) (Page, error) {
 	return page, nil
 }
 
-// Find tells where the message with an id is, and what is known of its life. ErrNotFound means that nothing
-// is: it never was here, or was sent at the first attempt and deleted.
-func (b *Box) Find(ctx context.Context, id string) (Trace, error) {
-	var t Trace
-	for _, state := range []State{StateWaiting, StateSent, StateDone, StateDead} {
-		s, where, err := Filter{State: state, IDs: []string{id}}.where()
-		if err != nil {
-			return Trace{}, err
+// Find tells where the message with an id is, and what is known of its life, as of one moment. ErrNotFound means
+// that nothing is: it never was here, or was sent at the first attempt and deleted.
+func (b *Box) Find(ctx context.Context, id string) (t Trace, err error) {
+	err = b.look(ctx, "find", func(h hand) (err error) {
+		t = Trace{}
+		for _, state := range []State{StateWaiting, StateSent, StateDone, StateDead} {
+			if err := h.find(ctx, state, id, &t.Records); err != nil {
+				return err
+			}
 		}
-		text := fmt.Sprintf("SELECT %s FROM %s%s ORDER BY %s LIMIT %d", s.columns(true), s.table, where, s.seq, defaultPage)
-		err = b.store.once(ctx, "find", text, where.args, func(row txn.Scanner) error {
-			r, err := scanRecord(row, true)
-			t.Records = append(t.Records, r)
+		if t.History, err = h.history(ctx, id); err != nil {
 			return err
-		})
-		if err != nil {
-			return Trace{}, err
 		}
-	}
-	var err error
-	if t.History, err = b.history(ctx, id); err != nil {
+		if t.Confirmations, err = h.confirmations(ctx, id); err != nil {
+			return err
+		}
+		if len(t.Records)+len(t.History)+len(t.Confirmations) == 0 {
+			return fmt.Errorf("%w: message %q", ErrNotFound, id)
+		}
+		return nil
+	})
+	if err != nil {
 		return Trace{}, err
-	}
-	if t.Confirmations, err = b.confirmations(ctx, id); err != nil {
-		return Trace{}, err
-	}
-	if len(t.Records)+len(t.History)+len(t.Confirmations) == 0 {
-		return Trace{}, fmt.Errorf("%w: message %q", ErrNotFound, id)
 	}
 	return t, nil
 }
 
-func (b *Box) history(ctx context.Context, id string) (events []Event, err error) {
-	err = b.store.once(ctx, "history", `SELECT {us at}, event, attempt, destination, reason, error, who FROM millrace_history
+// find adds the records of an id that are in a state.
+func (h hand) find(ctx context.Context, state State, id string, found *[]Record) error {
+	s, where, err := Filter{State: state, IDs: []string{id}}.where()
+	if err != nil {
+		return err
+	}
+	text := fmt.Sprintf("SELECT %s FROM %s%s ORDER BY %s LIMIT %d", s.columns(true), s.table, where, s.seq, defaultPage)
+	return h.ask(ctx, text, where.args, func(row txn.Scanner) error {
+		r, err := scanRecord(row, true)
+		*found = append(*found, r)
+		return err
+	})
+}
+
+func (h hand) history(ctx context.Context, id string) (events []Event, err error) {
+	err = h.ask(ctx, `SELECT {us at}, event, attempt, destination, reason, error, who FROM millrace_history
 		WHERE id = $1 ORDER BY seq LIMIT 1000`, []any{id}, func(row txn.Scanner) error {
 		var e Event
 		var at int64
@@ -230,13 +243,13 @@ func (b *Box) history(ctx context.Context, id string) (events []Event, err error
 	return events, err
 }
 
-func (b *Box) confirmations(ctx context.Context, id string) (all []Confirmed, err error) {
-	err = b.store.once(ctx, "confirmations", `SELECT grp, outcome, error, {us at} FROM millrace_confirmations
+func (h hand) confirmations(ctx context.Context, id string) (all []Confirmed, err error) {
+	err = h.ask(ctx, `SELECT grp, outcome, sending, error, {us at} FROM millrace_confirmations
 		WHERE id = $1 ORDER BY grp`, []any{id}, func(row txn.Scanner) error {
 		var c Confirmed
 		var at int64
-		err := row.Scan(&c.Group, &c.Outcome, &c.Error, &at)
-		c.At = unixMicro(&at)
+		err := row.Scan(&c.Group, &c.Outcome, &c.Sending, &c.Error, &at)
+		c.Sending, c.At = confirmation.Told(c.Sending), unixMicro(&at)
 		all = append(all, c)
 		return err
 	})

@@ -129,7 +129,7 @@ func (b *Box) bulk(ctx context.Context, by By, action string, f Filter, o Bulk, 
 		if err != nil {
 			break
 		}
-		after = next
+		after, retries = next, 0
 		r.Done += int64(len(done))
 		r.Skipped += int64(n - len(done))
 		b.wakes.signal(lanesOfChosen(done))

@@ -84,11 +84,37 @@ func lanesAndEpochs(grants []Grant) (lanes []int, epochs []int64) {
 	return lanes, epochs
 }
 
-// share is how many rows of one lane and topic a read looks at first: four times its fair part, so
+// share is how many rows of one lane and topic a read looks at first: so many times its fair part, so
 // that a full backlog is not read once for each lane.
-func share(q Read) int {
-	parts := len(q.Lanes) * len(q.Topics)
-	return min(q.MaxRows, max(16, 4*q.MaxRows/parts))
+func share(q Read, times int) int {
+	return min(q.MaxRows, max(16, times*q.MaxRows/q.parts()))
+}
+
+// parts is of how many lanes and topics a read wants rows.
+func (q Read) parts() int { return len(q.Lanes) * len(q.Topics) }
+
+// Read looks at shareOfMany times the fair part where the rows come from many lanes, and else at shareOfFew.
+const (
+	shareOfMany = 2
+	shareOfFew  = 4
+)
+
+// fromFew reports whether a read was filled from less than half of its lanes and topics, and whether it was filled.
+func fromFew(q Read, rows []Row) (few, full bool) {
+	if len(rows) < q.MaxRows {
+		return false, false
+	}
+	found := make(map[readPart]struct{})
+	for _, r := range rows {
+		found[readPart{r.Lane, r.Topic}] = struct{}{}
+	}
+	return 2*len(found) < q.parts(), true
+}
+
+// readPart is where a row comes from.
+type readPart struct {
+	lane  int
+	topic string
 }
 
 // short reports whether a read that looked at perPart rows of each lane and topic may have missed some
@@ -97,13 +123,9 @@ func short(q Read, rows []Row, candidates, perPart int) bool {
 	if perPart >= q.MaxRows || len(rows) >= q.MaxRows || len(rows) < candidates {
 		return false // it looked at all, or is full by rows, or by bytes
 	}
-	type part struct {
-		lane  int
-		topic string
-	}
-	counts := make(map[part]int)
+	counts := make(map[readPart]int)
 	for _, r := range rows {
-		p := part{r.Lane, r.Topic}
+		p := readPart{r.Lane, r.Topic}
 		if counts[p]++; counts[p] == perPart {
 			return true
 		}

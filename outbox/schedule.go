@@ -93,10 +93,13 @@ func (b *Box) unschedule(ctx context.Context, tx *txn.Tx, schedule string) (id s
 	if id == "" {
 		late, err := b.text(ctx, tx, `SELECT id FROM millrace_sending s WHERE name = $1
 			AND EXISTS (SELECT 1 FROM millrace_outbox o WHERE o.id = s.id) LIMIT 1`, schedule)
-		if err == nil && late != "" {
+		switch {
+		case err != nil:
+			return "", err
+		case late != "":
 			return "", ErrTooLate
 		}
-		return "", errors.Join(err, ErrNoSchedule)
+		return "", ErrNoSchedule
 	}
 	if _, err := tx.Exec(ctx, b.statement(tx, `{delete millrace_schedules PRIMARY} WHERE name = $1`), schedule); err != nil {
 		return "", explain("cancel", err)

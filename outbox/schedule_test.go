@@ -100,6 +100,19 @@ func TestCancelNeedsATransactionOfThisOutbox(t *testing.T) {
 	require.ErrorIs(t, b.box.Replace(t.Context(), "n", "orders", msg("1", "")), outbox.ErrNoTransaction)
 }
 
+// Who takes such an error for the answer that the message has gone commits, and it has not.
+func TestACancelThatCouldNotLookDoesNotSayThatNothingWaits(t *testing.T) {
+	each(t, func(b *bench) {
+		b.exec(`ALTER TABLE millrace_sending RENAME TO gone`)
+		_ = b.inTx(b.Context(), func(ctx context.Context) error {
+			err := b.box.Cancel(ctx, "n")
+			require.Error(b, err)
+			require.NotErrorIs(b, err, outbox.ErrNoSchedule)
+			return err
+		})
+	})
+}
+
 func TestACancelledMessageWasNotDeliveredAndEveryOtherOneWas(t *testing.T) {
 	rounds := 100
 	if testenv.Full() {
@@ -157,10 +170,7 @@ func (b *bench) forward(grants []outbox.Grant, deliver func(outbox.Row)) {
 				}
 			}
 			deliver(r)
-			_, err := store.Settle(b.Context(), grants, []outbox.Ref{r.Ref})
-			if err != nil {
-				b.Errorf("settle: %v", err)
-			}
+			b.settleAll(grants, r.Ref)
 		}
 	}
 }

@@ -48,7 +48,7 @@ func TestASettleTakesRowsAsTheyAreWhenItHasLockedThem(t *testing.T) {
 				s, err := settle(t.Context(), refs...)
 				answered <- answer{s, err}
 			}()
-			testenv.Eventually(t, 30*time.Second, "the settle waits for the lane", func() bool { return b.waiters() > 0 })
+			testenv.Eventually(t, 30*time.Second, "the settle waits for the lane", func() bool { return b.waiters() > 0 || len(answered) > 0 })
 			changes, err := b.raw.BeginTx(t.Context(), nil)
 			require.NoError(t, err)
 			for _, change := range []string{

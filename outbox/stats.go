@@ -61,7 +61,7 @@ func (b *Box) Stats(ctx context.Context) (Stats, error) {
 	if err := b.lanesAndPauses(ctx, &v); err != nil {
 		return Stats{}, err
 	}
-	names, err := b.store.hop(ctx)
+	names, err := b.store.topicsFromBottom(ctx)
 	if err != nil {
 		return Stats{}, err
 	}
@@ -107,9 +107,9 @@ var groups = []struct {
 	query string
 	into  func(*TopicStats) *int64
 }{
-	{`SELECT topic, count(*) FROM (SELECT topic FROM millrace_outbox WHERE {unready} AND due_at IS NOT NULL LIMIT %d) o GROUP BY topic`,
+	{`SELECT topic, count(*) FROM (SELECT topic {from millrace_outbox millrace_outbox_due} WHERE {unready} AND due_at IS NOT NULL LIMIT %d) o GROUP BY topic`,
 		func(t *TopicStats) *int64 { return &t.Delayed }},
-	{`SELECT topic, count(*) FROM (SELECT topic FROM millrace_outbox WHERE {unready} AND held IS NOT NULL LIMIT %d) o GROUP BY topic`,
+	{`SELECT topic, count(*) FROM (SELECT topic {from millrace_outbox millrace_outbox_held} WHERE {unready} AND held IS NOT NULL LIMIT %d) o GROUP BY topic`,
 		func(t *TopicStats) *int64 { return &t.Held }},
 	{`SELECT topic, count(*) FROM (SELECT topic FROM millrace_sent ORDER BY seq DESC LIMIT %d) o GROUP BY topic`,
 		func(t *TopicStats) *int64 { return &t.Sent }},
@@ -137,7 +137,7 @@ func (b *Box) statsOf(ctx context.Context, t *TopicStats, v *Stats) error {
 	v.Capped = v.Capped || t.Ready > int64(b.statsLimit)
 	return b.store.once(ctx, "stats", `SELECT COALESCE({age created_at}, 0) FROM millrace_outbox WHERE pos = (
 			SELECT min(bottom) FROM (
-				SELECT (SELECT o.pos FROM millrace_outbox o WHERE o.{ready} AND o.topic = $1 AND o.lane = l.lane ORDER BY o.pos LIMIT 1) AS bottom
+				SELECT (SELECT pos {from millrace_outbox millrace_outbox_ready} WHERE {ready} AND topic = $1 AND millrace_outbox.lane = l.lane ORDER BY pos LIMIT 1) AS bottom
 				FROM millrace_lanes l) lanes)`,
 		[]any{t.Topic}, func(row txn.Scanner) error {
 			var age int64

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/millrace-go/millrace/internal/txn"
@@ -19,7 +18,8 @@ import (
 // does): between two statements, the process could be paused without that limit.
 type mysql struct {
 	steps
-	seen mysqlTopics
+	seen   mysqlTopics
+	places mysqlPlaces
 }
 
 // mysqlRows are rows by position. Asked for by pos IN (...), a table of few rows is read as a whole.
@@ -75,7 +75,7 @@ const mysqlColumns = `o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.s
 // read implements dialect. There is no lateral join on MariaDB: it is one SELECT for each lane and
 // topic, in one statement and so one snapshot.
 func (d *mysql) read(ctx context.Context, q Read) ([]Row, error) {
-	for perPart := share(q); ; perPart = q.MaxRows {
+	for perPart := share(q, shareOfFew); ; perPart = q.MaxRows {
 		v, err := d.readOnce(ctx, q, perPart)
 		if err != nil {
 			return nil, err
@@ -98,42 +98,32 @@ type mysqlAnswer struct {
 }
 
 func (d *mysql) readOnce(ctx context.Context, q Read, perPart int) (v mysqlAnswer, err error) {
-	text, args := d.readText(q, perPart)
-	err = d.pool.Query(ctx, text, args, func(row txn.Scanner) error {
+	err = d.pool.Query(ctx, d.readText(q, perPart), nil, func(row txn.Scanner) error {
 		r, err := scanRow(row, &v.candidates, &v.early)
 		v.rows = append(v.rows, r)
 		return err
 	})
+	d.places.add(v.rows)
 	return v, err
 }
 
-func (d *mysql) readText(q Read, perPart int) (string, []any) {
-	var (
-		parts []string
-		args  []any
-	)
-	exclude := ""
-	// Of the column alone, each lane would look for rows between every two of these. And MariaDB makes a
-	// table of each list of 1000 (in_predicate_conversion_threshold), for each lane anew.
-	for some := range slices.Chunk(q.Exclude, 500) {
-		exclude += ` AND pos + 0 NOT IN (` + list(some) + `)`
+// readText is without parameters: of many topics they would be more than a statement takes. What is to be left out
+// stands in the part of its lane alone: in each of them, it would make megabytes.
+func (d *mysql) readText(q Read, perPart int) string {
+	exclude := d.places.exclude(q.Lanes, q.Exclude)
+	for _, key := range q.BusyKeys {
+		exclude[Lane(key)] += ` AND order_key <> ` + hex(key)
 	}
-	for some := range slices.Chunk(q.BusyKeys, 500) {
-		exclude += ` AND order_key NOT IN (?` + strings.Repeat(`,?`, len(some)-1) + `)`
-	}
+	parts := make([]string, 0, len(q.Topics)*len(q.Lanes))
 	for _, topic := range q.Topics {
 		for _, lane := range q.Lanes {
 			parts = append(parts, fmt.Sprintf(`(SELECT pos, size FROM millrace_outbox FORCE INDEX (millrace_outbox_ready)
-				WHERE ready = 1 AND topic = ? AND lane = %d%s ORDER BY pos LIMIT %d)`, lane, exclude, perPart))
-			args = append(args, topic)
-			for _, key := range q.BusyKeys {
-				args = append(args, key)
-			}
+				WHERE ready = 1 AND topic = %s AND lane = %d%s ORDER BY pos LIMIT %d)`, hex(topic), lane, exclude[lane], perPart))
 		}
 	}
 	text := fmt.Sprintf(`WITH c AS (SELECT u.pos, u.size FROM (%s) u ORDER BY u.pos LIMIT %d),
 		s AS (SELECT pos, row_number() OVER (ORDER BY pos) AS n, sum(size) OVER (ORDER BY pos) AS bytes, count(*) OVER () AS candidates FROM c)
 		SELECT %s, s.candidates, %s FROM s STRAIGHT_JOIN millrace_outbox o FORCE INDEX (PRIMARY) ON o.pos = s.pos WHERE s.n = 1 OR s.bytes <= %d ORDER BY o.pos`,
 		strings.Join(parts, " UNION ALL "), q.MaxRows, mysqlColumns, mysqlEarly, q.MaxBytes)
-	return rename(text, d.prefix), args
+	return rename(text, d.prefix)
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/millrace-go/millrace/internal/testenv"
 	"github.com/millrace-go/millrace/outbox"
+	"github.com/millrace-go/millrace/outbox/outboxtest"
 )
 
 // crowded is an outbox on MariaDB with n rows each that are ready, not due, and held behind three keys, and
@@ -116,6 +117,22 @@ func TestManyReadyRowsOfATopicCostTheTopicsNothingOnMariaDB(t *testing.T) {
 	require.Equal(t, []string{"accounts", "orders"}, topics())
 }
 
+func TestStatsReadABoundedNumberOfRowsOnMariaDB(t *testing.T) {
+	t.Parallel()
+	const n = 3000
+	b, _ := crowded(t, n)
+	outbox.SetStatsLimit(b.box, 10)
+	examined := b.examined(func() {
+		v, err := b.box.Stats(t.Context())
+		require.NoError(t, err)
+		require.True(t, v.Capped)
+		require.Len(t, v.Topics, 1)
+		require.EqualValues(t, 11, v.Topics[0].Ready)
+	})
+	t.Logf("%d rows examined", examined)
+	require.Less(t, examined, int64(n/2))
+}
+
 // There are more topics, and more stopped keys, than a statement names one by one.
 func TestVeryManyTopicsAndStoppedKeysAreAllFoundOnMariaDB(t *testing.T) {
 	t.Parallel()
@@ -141,6 +158,36 @@ func TestVeryManyTopicsAndStoppedKeysAreAllFoundOnMariaDB(t *testing.T) {
 		return free >= 300
 	})
 	require.EqualValues(t, 300, b.one(`SELECT count(*) FROM millrace_outbox WHERE held IS NOT NULL AND CAST(SUBSTRING(order_key, 4) AS UNSIGNED) <= 300`))
+}
+
+// A statement takes 65,535 parameters and 16 MiB, and a read looks at each lane for each topic.
+func TestAReadOfManyTopicsBesideMuchInFlightAndManyBusyKeysIsNotTooLargeForMariaDB(t *testing.T) {
+	t.Parallel()
+	b := open(t, mariadb, outbox.Config{})
+	const topics = 60
+	q := outbox.Read{MaxRows: 2000, MaxBytes: 1 << 20}
+	for lane := range outbox.Lanes {
+		q.Lanes = append(q.Lanes, lane)
+	}
+	for i := range topics {
+		q.Topics = append(q.Topics, fmt.Sprint("topic", i))
+		q.BusyKeys = append(q.BusyKeys, fmt.Sprint("busy key ", i))
+	}
+	b.exec(fmt.Sprintf(`INSERT INTO millrace_outbox (pos, id, lane, topic, payload, metadata, created_at)
+		SELECT 1000000000 + seq, concat('flying', seq), seq %% 64, concat('topic', seq %% %d), '', '{}', UTC_TIMESTAMP(6) FROM seq_1_to_2000`, topics))
+	read := func() []outbox.Row {
+		rows, err := b.box.Store().Read(t.Context(), q)
+		require.NoError(t, err)
+		return rows
+	}
+	for _, r := range read() {
+		q.Exclude = append(q.Exclude, r.Pos)
+	}
+	require.Len(t, q.Exclude, 2000)
+	b.insert(outboxtest.Entry{ID: "1", Topic: "topic7", Key: "busy key 3"}, outboxtest.Entry{ID: "2", Topic: "topic59", Key: "another"})
+	rows := read()
+	require.Len(t, rows, 1)
+	require.Equal(t, "2", rows[0].ID)
 }
 
 // The server shows a commit before it is on disk. It is made to keep it there for long.

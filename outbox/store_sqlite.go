@@ -66,7 +66,7 @@ const sqliteColumns = `o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.
 
 func (d *sqlite) read(ctx context.Context, q Read) ([]Row, error) {
 	args := []any{jsonArray(q.Lanes), jsonArray(q.Topics), jsonArray(q.Exclude), jsonArray(q.BusyKeys), 0, q.MaxRows, q.MaxBytes}
-	for perPart := share(q); ; perPart = q.MaxRows {
+	for perPart := share(q, shareOfFew); ; perPart = q.MaxRows {
 		var rows []Row
 		candidates := 0
 		args[4] = perPart

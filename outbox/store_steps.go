@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/millrace-go/millrace/internal/txn"
 )
@@ -59,6 +60,9 @@ func (s *steps) topics(ctx context.Context) (Topics, error) { return s.hop(ctx) 
 // tag implements dialect: these databases plan each statement anew.
 func (s *steps) tag(context.Context) string { return "" }
 
+// leaveTimeout is how long the end of a transaction may take.
+const leaveTimeout = 10 * time.Second
+
 // atomic runs fn in a transaction.
 func (s *steps) atomic(ctx context.Context, fn func(q txn.Querier) error) error {
 	return txn.Atomic(ctx, s.pool, s.options, func(q txn.Querier) error {
@@ -69,8 +73,9 @@ func (s *steps) atomic(ctx context.Context, fn func(q txn.Querier) error) error 
 		if err == nil {
 			err = fn(q)
 		}
-		// Whatever became of ctx, the connection goes back as it came.
-		ctx := context.WithoutCancel(ctx)
+		// Whatever became of ctx, the connection goes back as it came, or is closed.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+		defer cancel()
 		if err == nil {
 			_, err = q.Exec(ctx, s.leave)
 		}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
 
 	"github.com/millrace-go/millrace/outbox"
@@ -59,6 +60,12 @@ func (b *bench) harness() outboxtest.Harness {
 	h.Cancel = func(schedule string) error {
 		return b.inTx(b.Context(), func(ctx context.Context) error { return b.box.Cancel(ctx, schedule) })
 	}
+	h.Confirm = func(msg *message.Message) error { return b.box.Confirmations(msg) }
+	h.Replay = func(id string) bool {
+		r, err := b.box.Replay(b.Context(), outbox.By{Who: "w", Why: "y"}, outbox.Filter{IDs: []string{id}}, outbox.Bulk{})
+		require.NoError(b, err)
+		return r.Done == 1
+	}
 	if b.driver != "sqlite" {
 		h.Lock = b.lock
 	}
@@ -98,10 +105,16 @@ func (b *bench) insert(entries ...outboxtest.Entry) (positions []int64) {
 		if e.Delay > 0 {
 			ready, due = "1 = 0", b.in(e.Delay.Microseconds())
 		}
-		_, err = tx.ExecContext(b.Context(), b.q(`INSERT INTO millrace_outbox (id, lane, topic, order_key, size, metadata, payload, created_at, ready, due_at, schedule, keep, keep_us)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, `+b.in(0)+`, `+ready+`, `+due+`, $8, $9, $10)`),
+		plan, kept := sql.NullString{}, time.Hour
+		if len(e.Plan.Groups) > 0 {
+			text, err := json.Marshal(e.Plan)
+			require.NoError(b, err)
+			plan, kept = sql.NullString{String: string(text), Valid: true}, e.Plan.Deadline
+		}
+		_, err = tx.ExecContext(b.Context(), b.q(`INSERT INTO millrace_outbox (id, lane, topic, order_key, size, metadata, payload, created_at, ready, due_at, schedule, keep, keep_us, plan)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, `+b.in(0)+`, `+ready+`, `+due+`, $8, $9, $10, $11)`),
 			e.ID, lane, e.Topic, e.Key, len(e.Body)+len(metadata), string(metadata), append([]byte{}, e.Body...),
-			sql.NullString{String: e.Schedule, Valid: e.Schedule != ""}, int(e.After), time.Hour.Microseconds())
+			sql.NullString{String: e.Schedule, Valid: e.Schedule != ""}, int(e.After), kept.Microseconds(), plan)
 		require.NoError(b, err)
 		if e.Schedule != "" {
 			_, err = tx.ExecContext(b.Context(), b.q(`INSERT INTO millrace_schedules (name, id) VALUES ($1, $2)`), e.Schedule, e.ID)
@@ -169,7 +182,7 @@ func (b *bench) sent() (all []outboxtest.Sent) {
 		}
 		return `coalesce((extract(epoch FROM ` + column + ` - clock_timestamp()) * 1000000)::bigint, 0)`
 	}
-	found, err := b.raw.QueryContext(b.Context(), `SELECT pos, id, lane, topic, order_key, keep, metadata, payload, `+
+	found, err := b.raw.QueryContext(b.Context(), `SELECT pos, id, lane, topic, order_key, keep, state, metadata, payload, `+
 		until("due_at")+`, `+until("expires_at")+` FROM millrace_sent ORDER BY seq`)
 	require.NoError(b, err)
 	defer found.Close()
@@ -177,7 +190,7 @@ func (b *bench) sent() (all []outboxtest.Sent) {
 		var s outboxtest.Sent
 		var metadata []byte
 		var due, expires int64
-		require.NoError(b, found.Scan(&s.Pos, &s.ID, &s.Lane, &s.Topic, &s.Key, &s.After, &metadata, &s.Payload, &due, &expires))
+		require.NoError(b, found.Scan(&s.Pos, &s.ID, &s.Lane, &s.Topic, &s.Key, &s.After, &s.State, &metadata, &s.Payload, &due, &expires))
 		require.NoError(b, json.Unmarshal(metadata, &s.Metadata))
 		s.Due, s.Expires = time.Duration(due)*time.Microsecond, time.Duration(expires)*time.Microsecond
 		all = append(all, s)

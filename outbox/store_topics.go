@@ -15,6 +15,16 @@ const topicsQuery = `WITH RECURSIVE t (topic) AS (
 SELECT 'ready', topic FROM t WHERE topic IS NOT NULL
 UNION ALL SELECT kind, name FROM millrace_pauses`
 
+// topicsFromBottom are the topics without a bound, which may be below what another process has made ready.
+func (s *sqlStore) topicsFromBottom(ctx context.Context) (Topics, error) {
+	return ask(s, ctx, "topics", func(d dialect) (Topics, error) {
+		if _, bounded := d.(*postgres); bounded {
+			return s.hop(ctx)
+		}
+		return d.topics(ctx)
+	})
+}
+
 // hop finds the topics by hopping from one to the next in the index.
 func (s *sqlStore) hop(ctx context.Context) (Topics, error) {
 	var t topics

@@ -3,7 +3,6 @@ package outbox
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -315,6 +314,6 @@ func TestSignalsFromManyCommittersAtOnceAreAllTold(t *testing.T) {
 	select {
 	case <-done:
 	case <-time.After(30 * time.Second):
-		t.Fatal(fmt.Sprintf("told %x", told.Load()))
+		t.Fatalf("told %x", told.Load())
 	}
 }

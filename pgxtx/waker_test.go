@@ -168,7 +168,7 @@ func TestACommitWakesAnotherProcessWhateverTheDriverAndRollbacksDoNot(t *testing
 			require.Error(t, s.publish("orders", "k", context.Canceled))
 			require.NoError(t, s.publish("orders", "k", nil))
 			receive(t, theirs.C(), "the wake-up")
-			require.Equal(t, uint64(1)<<outbox.Lane("k"), theirs.Take())
+			require.NotZero(t, theirs.Take()&(1<<outbox.Lane("k"))) // on a busy machine all lanes, from one that listens anew
 		})
 	}
 }
@@ -263,7 +263,7 @@ func TestCheckSaysThatAPoolerSwallowsNotes(t *testing.T) {
 	t.Parallel()
 	url := testenv.Postgres(t)
 	s := openShop(t, "pool", url)
-	require.NoError(t, s.box.Check(t.Context()))
+	testenv.Eventually(t, patience, "a note that comes back in time", func() bool { return s.box.Check(t.Context()) == nil })
 
 	deaf, err := pgxtx.NewWaker(url, pgxtx.WakerConfig{})
 	require.NoError(t, err)

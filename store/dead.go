@@ -19,17 +19,20 @@ type Dead interface {
 	Put(ctx context.Context, l Letter) error
 
 	// List returns up to limit letters that the filter matches, without payloads, oldest first,
-	// beginning behind the one whose id is after. After 0 begins at the first.
+	// beginning behind the one whose id is after. After 0 begins at the first. A letter that cannot be
+	// read is among them, with Unreadable set.
 	List(ctx context.Context, f Filter, after int64, limit int) ([]Letter, error)
 
-	// Get returns one letter with its payload, or ErrNotFound.
+	// Get returns one letter with its payload, or ErrNotFound. That it cannot be read is no error: see
+	// Unreadable.
 	Get(ctx context.Context, group string, id int64) (Letter, error)
 
 	// Decide replays or discards letters of one group and writes one audit record for each, all or
 	// none, and returns the ids of those that were still there.
 	//
-	// A replayed letter becomes a delayed message of its group that is due now, with no attempts. If the
-	// message is stored there already, that copy starts anew in its place.
+	// A replayed letter becomes a delayed message of its group that is due now, with no attempts and no
+	// history. If the message is stored there already, that copy starts anew in its place. One that cannot be
+	// read goes back with its bytes as they are.
 	Decide(ctx context.Context, d Decision) (done []int64, err error)
 
 	// Audit returns up to limit records of the group, oldest first, behind the one whose id is after.
@@ -46,7 +49,13 @@ type Letter struct {
 	Reason string // a code
 	Error  string // bounded text, one line
 	Size   int    // of the payload
+	// Unreadable, if not nil, is why the store could not read all of the message: it was damaged, or a later
+	// version wrote it. Of Entry only what is known is set; the payload is complete.
+	Unreadable error
 }
+
+// ReasonUnreadable is the reason of a letter that Take set aside because it could not be read.
+const ReasonUnreadable = "unreadable"
 
 // Filter chooses letters. Group is required; what is empty matches everything.
 type Filter struct {
@@ -72,7 +81,9 @@ func (f Filter) Match(l Letter) bool {
 type Action string
 
 const (
-	Replayed  Action = "replay"
+	// Replayed: the letter goes back to its handler.
+	Replayed Action = "replay"
+	// Discarded: the letter is removed for good.
 	Discarded Action = "discard"
 )
 

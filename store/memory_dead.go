@@ -96,15 +96,15 @@ func (m *Memory) Decide(ctx context.Context, d Decision) ([]int64, error) {
 	return done, nil
 }
 
-// revive makes a message due with no attempts. Whoever holds the copy that is there holds it no more.
+// revive makes a message due with no attempts and no history. Whoever holds the copy that is there holds it no more.
 func (m *Memory) revive(e Entry) {
-	e.Attempts, e.Returns = 0, 0
+	e.Attempts, e.Returns, e.History = 0, 0, nil
 	k := m.entries[name{e.Group, e.MessageID}]
 	if k == nil {
 		m.add(e, 0)
 		return
 	}
-	k.Attempts, k.Returns, k.owner = 0, 0, ""
+	k.Attempts, k.Returns, k.History, k.owner = 0, 0, nil, ""
 	if !k.blocked {
 		k.due = time.Now()
 	}

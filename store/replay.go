@@ -142,7 +142,8 @@ type Edit struct {
 
 // ReplayEdited replays a letter with changes. What comes back is another message: it has a new id,
 // which is returned, and the metadata MetaReplayOf names the old one. The letter is removed, or, if
-// it is gone, the error is ErrNotFound.
+// it is gone, the error is ErrNotFound. A letter that cannot be read is replayed only with all of its
+// metadata in edit, and without an order key if that could not be read.
 func ReplayEdited(ctx context.Context, s Dead, group string, letter int64, edit Edit, who, why string) (string, error) {
 	if err := errors.Join(CheckGroup(group), checkAuthor(who, why)); err != nil {
 		return "", err
@@ -150,6 +151,9 @@ func ReplayEdited(ctx context.Context, s Dead, group string, letter int64, edit 
 	l, err := s.Get(ctx, group, letter)
 	if err != nil {
 		return "", err
+	}
+	if l.Unreadable != nil && edit.Metadata == nil {
+		return "", fmt.Errorf("store: replay edited: %w: give all of its metadata", l.Unreadable)
 	}
 	e := l.Entry
 	e.Metadata = maps.Clone(e.Metadata)

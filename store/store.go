@@ -31,8 +31,9 @@ type Delayed interface {
 	Check(ctx context.Context) error
 
 	// Admit says what to do with a message that came from the broker. If the message itself is stored,
-	// the answer is Stored; if it is a dead letter of the group, Buried. If an earlier one of its order key is, the message is stored behind
-	// that one, with Attempts 0, and the answer is Behind. Otherwise it is Open, and nothing is changed.
+	// the answer is Stored; if it is a dead letter of the group, Buried. If an earlier one of its order
+	// key is stored, the message is stored behind that one, with Attempts 0, and the answer is Behind.
+	// Otherwise it is Open, and nothing is changed.
 	Admit(ctx context.Context, e Entry) (Admission, error)
 
 	// Defer stores the message, to be due after the delay. If it is stored already, that copy stays as
@@ -43,6 +44,10 @@ type Delayed interface {
 	// order key only the message stored first can be taken, while no other is held. Next is the
 	// time until something more is due, or negative if nothing is known to be. It is 0 also when a call
 	// left out what another was looking at in that moment.
+	//
+	// A message that cannot be read, because it was damaged or a later version wrote it, is taken from
+	// among the others and becomes a dead letter with ReasonUnreadable, its bytes as they are; the next one
+	// of its order key becomes due.
 	Take(ctx context.Context, t Take) (taken []Entry, next time.Duration, err error)
 
 	// Renew lets the lease end lease from now. False: the owner holds the message no more.
@@ -112,6 +117,17 @@ type Take struct {
 	Owner string
 	Limit int
 	Lease time.Duration
+	// OnUnreadable is called, if set, for each message that could not be read, before Take returns. The id is
+	// what is known of it, and err says also if it could not be made a dead letter: then it is looked at again when the
+	// lease ends.
+	OnUnreadable func(messageID string, err error)
+}
+
+// Unreadable calls OnUnreadable. It is for implementations of Store.
+func (t Take) Unreadable(messageID string, err error) {
+	if t.OnUnreadable != nil {
+		t.OnUnreadable(messageID, err)
+	}
 }
 
 // Check reports all that is wrong with the request. It is for implementations of Store.

@@ -13,6 +13,7 @@ package brokertest
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 )
@@ -61,8 +62,10 @@ type Settings struct {
 	// messages come strictly one after the other.
 	Concurrency int
 
-	// The suite further expects a first delay after a nack between 10 and 100 ms, and a bounded wait
-	// for handlers on close of about 2 s.
+	// CloseTimeout is how long handlers may go on after the end. 0: it does not matter.
+	CloseTimeout time.Duration
+
+	// The suite further expects a first delay after a nack between 10 and 100 ms.
 }
 
 // Run tries every rule, for publishers and for subscribers.

@@ -209,14 +209,14 @@ func nilMessage(s *scene) {
 	s.group(s.topic, "g")
 	msgs := messages(5)
 	msgs[2] = nil
-	s.onlyRefuses(s.publisher(), slices.Repeat([]string{s.topic}, 5), msgs, 2)
+	_ = s.onlyRefuses(s.publisher(), slices.Repeat([]string{s.topic}, 5), msgs, 2)
 }
 
 func emptyTopic(s *scene) {
 	s.group(s.topic, "g")
 	topics := slices.Repeat([]string{s.topic}, 5)
 	topics[2] = ""
-	s.onlyRefuses(s.publisher(), topics, messages(5), 2)
+	_ = s.onlyRefuses(s.publisher(), topics, messages(5), 2)
 }
 
 func tooLarge(s *scene) {

@@ -14,13 +14,13 @@ import (
 
 const (
 	// patience is how long the suite waits for something that must happen.
-	patience = 20 * time.Second
+	patience = time.Minute
 
 	// quiet is how long it watches that something does not happen.
 	quiet = 300 * time.Millisecond
 
 	// soon is what "answers soon" means, on a machine that is busy.
-	soon = 15 * time.Second
+	soon = 30 * time.Second
 
 	// keyMetadata carries the key by which order is kept.
 	keyMetadata = "millrace_key"

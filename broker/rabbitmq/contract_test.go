@@ -43,7 +43,7 @@ func contract(t *testing.T, config rabbitmq.Config) {
 			config.ConsumerGroup = s.Group
 			config.Concurrency = s.Concurrency
 			config.NackDelay = 30 * time.Millisecond
-			config.CloseTimeout = 2 * time.Second
+			config.CloseTimeout = max(s.CloseTimeout, time.Second)
 			return newSubscriber(t, config)
 		},
 		Unreachable: func(t *testing.T) brokertest.BatchPublisher {

@@ -35,7 +35,7 @@ func through(t *testing.T, brokerURL string) (string, *proxy.Proxy) {
 // insist publishes until every message is confirmed, in batches, as a forwarder would, and fails if one
 // is blamed.
 func insist(t *testing.T, p *rabbitmq.Publisher, topic string, msgs []*message.Message) {
-	deadline := time.Now().Add(60 * time.Second)
+	deadline := time.Now().Add(3 * time.Minute)
 	for len(msgs) > 0 && !t.Failed() {
 		if time.Now().After(deadline) {
 			t.Errorf("%d messages are not published", len(msgs))
@@ -78,6 +78,12 @@ func receive(out <-chan *message.Message) *received {
 		}
 	}()
 	return r
+}
+
+func (r *received) of(id string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.count[id]
 }
 
 func (r *received) distinct() int {
@@ -131,7 +137,7 @@ func TestConnectionsThatAreCutUnderLoadLoseNothing(t *testing.T) {
 		}
 	}
 	wg.Wait()
-	testenv.Eventually(t, 60*time.Second, "every confirmed message", func() bool { return got.distinct() == len(all) })
+	testenv.Eventually(t, 3*time.Minute, "every confirmed message", func() bool { return got.distinct() == len(all) })
 }
 
 func TestKillsOfTheBrokerUnderLoadLoseNothing(t *testing.T) {
@@ -172,11 +178,11 @@ func underLoad(t *testing.T, config rabbitmq.Config, times int, end func(*testen
 				confirmed.Add(1)
 			}
 		})
-		testenv.Eventually(t, 60*time.Second, "load", func() bool { return confirmed.Load() >= batches/4 })
+		testenv.Eventually(t, 3*time.Minute, "load", func() bool { return confirmed.Load() >= batches/4 })
 		end(server)
 		wg.Wait()
 	}
-	testenv.Eventually(t, 60*time.Second, "every confirmed message", func() bool { return got.distinct() == len(sent) })
+	testenv.Eventually(t, 3*time.Minute, "every confirmed message", func() bool { return got.distinct() == len(sent) })
 }
 
 func TestABrokerThatFallsSilentIsGivenUpInTimeAndComesBack(t *testing.T) {
@@ -185,7 +191,14 @@ func TestABrokerThatFallsSilentIsGivenUpInTimeAndComesBack(t *testing.T) {
 	config := queueConfig(url)
 	config.Timeout = time.Second
 	p := newPublisher(t, config)
-	require.NoError(t, p.Publish("orders", messages(1)...))
+	confirmed := func(p *rabbitmq.Publisher) {
+		t.Helper()
+		testenv.Eventually(t, time.Minute, "a confirm", func() bool { return p.Publish("orders", messages(1)...) == nil })
+	}
+	confirmed(p)
+	config.Timeout = 10 * time.Minute
+	patient := newPublisher(t, config)
+	confirmed(patient)
 
 	hole.Blackhole(true)
 	for range 4 {
@@ -195,7 +208,7 @@ func TestABrokerThatFallsSilentIsGivenUpInTimeAndComesBack(t *testing.T) {
 		}
 		start := time.Now()
 		errs := p.PublishBatch(context.WithoutCancel(t.Context()), slices.Repeat([]string{"orders"}, len(big)), big)
-		require.Less(t, time.Since(start), 8*time.Second)
+		require.Less(t, time.Since(start), 30*time.Second)
 		for _, err := range errs {
 			require.Error(t, err)
 			require.Empty(t, reason(err))
@@ -204,18 +217,19 @@ func TestABrokerThatFallsSilentIsGivenUpInTimeAndComesBack(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	start := time.Now()
-	for _, err := range p.PublishBatch(ctx, []string{"orders"}, messages(1)) {
+	for _, err := range patient.PublishBatch(ctx, []string{"orders"}, messages(1)) {
 		require.Error(t, err)
 	}
-	require.Less(t, time.Since(start), 900*time.Millisecond, "the context ended long before Timeout")
+	require.Less(t, time.Since(start), time.Minute, "the context ended long before Timeout")
 
 	hole.Blackhole(false)
-	testenv.Eventually(t, 30*time.Second, "a confirm", func() bool { return p.Publish("orders", messages(1)...) == nil })
+	confirmed(p)
 
 	hole.Blackhole(true)
 	start = time.Now()
 	require.NoError(t, p.Close())
-	require.Less(t, time.Since(start), 10*time.Second)
+	require.Less(t, time.Since(start), 30*time.Second)
+	hole.Cut() // the patient one would say goodbye for as long as it has
 }
 
 func TestASubscriptionOutlivesASilentBrokerAndLostQueues(t *testing.T) {
@@ -224,29 +238,29 @@ func TestASubscriptionOutlivesASilentBrokerAndLostQueues(t *testing.T) {
 	url, hole := through(t, direct)
 	p := newPublisher(t, rabbitmq.Config{URL: direct})
 	// The heartbeat is what finds out about a silent broker.
-	sub := newSubscriber(t, rabbitmq.Config{URL: url + "?heartbeat=2", ConsumerGroup: "g", Timeout: 2 * time.Second})
+	sub := newSubscriber(t, rabbitmq.Config{URL: url + "?heartbeat=2", ConsumerGroup: "g", Timeout: 5 * time.Second})
 	out, err := sub.Subscribe(t.Context(), "orders")
 	require.NoError(t, err)
 	got := receive(out)
 
 	hole.Blackhole(true)
 	ch := raw(t, direct)
-	testenv.Eventually(t, 30*time.Second, "the consumer to be given up", func() bool {
+	testenv.Eventually(t, 2*time.Minute, "the consumer to be given up", func() bool {
 		q, err := ch.QueueDeclarePassive("orders_g", true, false, false, false, nil)
 		return err == nil && q.Consumers == 0
 	})
 	hole.Blackhole(false)
 	require.NoError(t, p.Publish("orders", messages(5)...))
-	testenv.Eventually(t, 30*time.Second, "messages", func() bool { return got.distinct() == 5 })
+	testenv.Eventually(t, 2*time.Minute, "messages", func() bool { return got.distinct() == 5 })
 
 	// A queue that is deleted cancels the consumer: no phantom message, and a new queue.
 	_, err = ch.QueueDelete("orders_g", false, false, false)
 	require.NoError(t, err)
-	testenv.Eventually(t, 30*time.Second, "the queue again", func() bool {
+	testenv.Eventually(t, 2*time.Minute, "the queue again", func() bool {
 		return p.Publish("orders", messages(1)...) == nil
 	})
-	testenv.Eventually(t, 30*time.Second, "its message", func() bool { return got.distinct() == 6 })
-	require.NotContains(t, got.count, "")
+	testenv.Eventually(t, 2*time.Minute, "its message", func() bool { return got.distinct() >= 6 })
+	require.Zero(t, got.of(""))
 	require.NoError(t, sub.Err())
 }
 
@@ -266,8 +280,8 @@ func TestABrokerThatIsDownAtTheStartIsWaitedFor(t *testing.T) {
 	require.False(t, setup(p.Check(t.Context())))
 
 	gate.Refuse(false)
-	testenv.Eventually(t, 30*time.Second, "a confirm", func() bool { return p.Publish("orders", messages(1)...) == nil })
-	(<-out).Ack()
+	testenv.Eventually(t, 2*time.Minute, "a confirm", func() bool { return p.Publish("orders", messages(1)...) == nil })
+	next(t, out).Ack()
 	require.NoError(t, sub.Err())
 }
 
@@ -300,7 +314,7 @@ func TestASubscriptionThatTheBrokerTurnsAwayDiesAndSaysWhy(t *testing.T) {
 	select {
 	case _, open := <-out:
 		require.False(t, open)
-	case <-time.After(60 * time.Second):
+	case <-time.After(3 * time.Minute):
 		t.Fatal("the subscription goes on")
 	}
 	require.Equal(t, sub.Err(), told, "a router learns it too")

@@ -34,7 +34,7 @@ func messages(n int) []*message.Message {
 
 func publish(t *testing.T, p *rabbitmq.Publisher, topic string, msgs []*message.Message) []error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	errs := p.PublishBatch(ctx, slices.Repeat([]string{topic}, len(msgs)), msgs)
 	require.Len(t, errs, len(msgs))
@@ -98,6 +98,7 @@ func TestAMessageAboveTheBrokersLimitIsRefusedAsTooLarge(t *testing.T) {
 	t.Parallel()
 	config := queueConfig(testenv.RabbitMQ(t))
 	config.MaxMessageBytes = 1 << 30
+	config.Timeout = time.Minute // so much takes a slow machine a while
 	p := newPublisher(t, config)
 	msgs := messages(3)
 	msgs[1].Payload = make([]byte, 128<<20+1)

@@ -56,12 +56,10 @@ func (p pieces) publish(t *testing.T, cfg amqp.Config, topic string, n int) erro
 	return pub.Publish(topic, messages(n)...)
 }
 
-// noMessage is how long to wait for what does not come, where the stock piece loses it.
-const noMessage = 10 * time.Second
-
-// Each is a promise that we keep and watermill-amqp does not. An error says how it is broken.
-var stockFaults = map[string]func(t *testing.T, url string, by pieces) error{
-	"a message that no queue took is an error": func(t *testing.T, url string, by pieces) error {
+// Each is a promise that we keep and watermill-amqp does not. An error says how it is broken. Wait is how long
+// to wait for a message that has to come.
+var stockFaults = map[string]func(t *testing.T, url string, by pieces, wait time.Duration) error{
+	"a message that no queue took is an error": func(t *testing.T, url string, by pieces, wait time.Duration) error {
 		cfg := amqp.NewDurablePubSubConfig(url, nil)
 		cfg.Publish.ConfirmDelivery, cfg.Publish.Mandatory = true, true
 		if by.publish(t, cfg, "nobody.listens", 1) == nil {
@@ -69,7 +67,7 @@ var stockFaults = map[string]func(t *testing.T, url string, by pieces) error{
 		}
 		return nil
 	},
-	"a shutdown dead-letters nothing": func(t *testing.T, url string, by pieces) error {
+	"a shutdown dead-letters nothing": func(t *testing.T, url string, by pieces, wait time.Duration) error {
 		cfg := amqp.NewDurableQueueConfig(url)
 		cfg.Consume.NoRequeueOnNack = true
 		cfg.Queue.Arguments = amqp091.Table{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
@@ -95,7 +93,7 @@ var stockFaults = map[string]func(t *testing.T, url string, by pieces) error{
 		}
 		return nil
 	},
-	"a message that failed once on a quorum queue comes again": func(t *testing.T, url string, by pieces) error {
+	"a message that failed once on a quorum queue comes again": func(t *testing.T, url string, by pieces, wait time.Duration) error {
 		cfg := amqp.NewDurableQueueConfig(url)
 		cfg.Queue.Arguments = amqp091.Table{"x-queue-type": "quorum", "x-delivery-limit": 3}
 		out, err := by.subscriber(t, cfg).Subscribe(t.Context(), "orders")
@@ -108,11 +106,11 @@ var stockFaults = map[string]func(t *testing.T, url string, by pieces) error{
 			require.Equal(t, first.UUID, second.UUID)
 			second.Ack()
 			return nil
-		case <-time.After(noMessage):
+		case <-time.After(wait):
 			return errors.New("it was lost")
 		}
 	},
-	"a message that was dead-lettered before reaches the handler": func(t *testing.T, url string, by pieces) error {
+	"a message that was dead-lettered before reaches the handler": func(t *testing.T, url string, by pieces, wait time.Duration) error {
 		out, err := by.subscriber(t, amqp.NewDurableQueueConfig(url)).Subscribe(t.Context(), "orders")
 		require.NoError(t, err)
 		require.NoError(t, raw(t, url).PublishWithContext(t.Context(), "", "orders", true, false, amqp091.Publishing{
@@ -127,11 +125,11 @@ var stockFaults = map[string]func(t *testing.T, url string, by pieces) error{
 			msg.Ack()
 			require.Equal(t, "m", msg.UUID)
 			return nil
-		case <-time.After(noMessage):
+		case <-time.After(wait):
 			return errors.New("it never came")
 		}
 	},
-	"a message that cannot be encoded is an error, in a transaction too": func(t *testing.T, url string, by pieces) error {
+	"a message that cannot be encoded is an error, in a transaction too": func(t *testing.T, url string, by pieces, wait time.Duration) error {
 		cfg := amqp.NewDurableQueueConfig(url)
 		cfg.Publish.Transactional = true
 		cfg.Marshaler = unwilling{}
@@ -140,7 +138,7 @@ var stockFaults = map[string]func(t *testing.T, url string, by pieces) error{
 		}
 		return nil
 	},
-	"a queue that is deleted hands out no empty message": func(t *testing.T, url string, by pieces) error {
+	"a queue that is deleted hands out no empty message": func(t *testing.T, url string, by pieces, wait time.Duration) error {
 		cfg := amqp.NewDurableQueueConfig(url)
 		out, err := by.subscriber(t, cfg).Subscribe(t.Context(), "orders")
 		require.NoError(t, err)
@@ -179,9 +177,9 @@ func TestFaultsOfTheStockPiecesAreNotOurs(t *testing.T) {
 	for promise, check := range stockFaults {
 		t.Run(promise, func(t *testing.T) {
 			t.Parallel()
-			require.NoError(t, check(t, testenv.RabbitMQ(t), ourPieces))
+			require.NoError(t, check(t, testenv.RabbitMQ(t), ourPieces, time.Minute))
 			if testenv.Full() {
-				require.Error(t, check(t, testenv.RabbitMQ(t), stockPieces), "watermill-amqp keeps this promise now")
+				require.Error(t, check(t, testenv.RabbitMQ(t), stockPieces, 10*time.Second), "watermill-amqp keeps this promise now")
 			}
 		})
 	}

@@ -43,6 +43,8 @@ type stream struct {
 // errPending is the answer for a message that there is no answer for yet.
 var errPending = errors.New("redisstreams: outcome not known")
 
+func pending(err error) bool { return err == errPending } //nolint:errorlint // it is never wrapped here
+
 // batch is a set of messages and the answer for each.
 type batch struct {
 	marshaler wmredis.Marshaller
@@ -86,7 +88,7 @@ func (b *batch) add(i int, topic, group string, msg *message.Message) {
 func (b *batch) set(i int, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.errs[i] == errPending {
+	if pending(b.errs[i]) {
 		b.errs[i] = err
 	}
 }
@@ -95,7 +97,7 @@ func (b *batch) set(i int, err error) {
 func (b *batch) answered(i int) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.errs[i] != errPending
+	return !pending(b.errs[i])
 }
 
 // answers returns what is known now, with err for what is not.
@@ -104,7 +106,7 @@ func (b *batch) answers(err error) []error {
 	defer b.mu.Unlock()
 	errs := slices.Clone(b.errs)
 	for i := range errs {
-		if errs[i] == errPending {
+		if pending(errs[i]) {
 			errs[i] = err
 		}
 	}

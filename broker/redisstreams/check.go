@@ -48,7 +48,7 @@ func checkVersion(ctx context.Context, node redis.Cmdable, log *slog.Logger) err
 		return nil
 	}
 	if major < 6 || major == 6 && minor < 2 {
-		return &setupError{remedy: "use 6.2 or newer", err: fmt.Errorf("Redis is version %s", version)}
+		return &setupError{remedy: "use 6.2 or newer", err: fmt.Errorf("the server is Redis %s", version)}
 	}
 	return nil
 }

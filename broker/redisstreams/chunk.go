@@ -8,6 +8,8 @@ import (
 	"strconv"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/millrace-go/millrace/internal/cluster"
 )
 
 //go:embed add.lua
@@ -52,6 +54,7 @@ func run(ctx context.Context, client redis.UniversalClient, chunks []*chunk, cal
 		cmds[i] = call(pipe, c)
 	}
 	_, execErr := pipe.Exec(ctx)
+	cluster.Noticed(ctx, client, execErr)
 	var unknown []*chunk
 	for i, c := range chunks {
 		c.failed, c.err = parse(cmds[i])

@@ -2,6 +2,7 @@ package redisstreams_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/redis/go-redis/v9"
@@ -24,6 +25,7 @@ func TestTheContractHolds(t *testing.T) {
 			cfg := quick(url)
 			cfg.ConsumerGroup = settings.Group
 			cfg.Concurrency = settings.Concurrency
+			cfg.CloseTimeout = max(settings.CloseTimeout, time.Second)
 			return subscriber(t, cfg)
 		},
 		Unreachable: func(t *testing.T) brokertest.BatchPublisher {

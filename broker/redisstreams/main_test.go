@@ -57,7 +57,7 @@ func subscriber(t testing.TB, cfg redisstreams.Config) *redisstreams.Subscriber 
 }
 
 // stall is how long a test waits for what must happen.
-const stall = 30 * time.Second
+const stall = 2 * time.Minute
 
 func number(i int) string { return fmt.Sprintf("%06d", i) }
 

@@ -125,7 +125,7 @@ func (p *Publisher) run(ctx context.Context, b *batch) []error {
 		defer p.calls.Done()
 		defer cancel()
 		defer close(done)
-		b.send(ctx, p.client, p.cfg.MaxMessageBytes)
+		b.send(ctx, p.client.UniversalClient, p.cfg.MaxMessageBytes)
 	}()
 	select {
 	case <-done:

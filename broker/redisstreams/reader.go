@@ -8,6 +8,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/millrace-go/millrace/internal/backoff"
+	"github.com/millrace-go/millrace/internal/cluster"
 )
 
 // patience is how long a mistake of set-up, seen in a running subscription, may pass: a password that
@@ -185,6 +186,7 @@ func (r *reader) claim(n int) ([]redis.XMessage, error) {
 // failed deals with an error and waits before the next try.
 func (r *reader) failed(err error) {
 	r.history = "0"
+	cluster.Noticed(r.io, r.client, err)
 	if isNoGroup(err) && r.group.name != "" {
 		r.mu.Lock()
 		floor := r.floor

@@ -18,14 +18,14 @@ func TestARouterThatIsClosedUnderLoadRunsEachMessageOnce(t *testing.T) {
 	url := testenv.Redis(t)
 	prefix := testenv.RedisPrefix(t)
 	cfg := inGroup(url)
-	cfg.MaxIdle = time.Minute
+	cfg.MaxIdle, cfg.CloseTimeout = time.Hour, stall
 	const n = 300
 	p := publisher(t, quick(url))
 	publish(t, p, prefix+"in", numbered("", 0, n)...)
 	var runs tally
 	for runs.distinct() < n {
 		before := runs.distinct()
-		router, err := message.NewRouter(message.RouterConfig{CloseTimeout: stall}, nil)
+		router, err := message.NewRouter(message.RouterConfig{CloseTimeout: 2 * stall}, nil)
 		require.NoError(t, err)
 		router.AddHandler("h", prefix+"in", subscriber(t, cfg), prefix+"out", publisher(t, quick(url)),
 			func(msg *message.Message) ([]*message.Message, error) {

@@ -65,7 +65,7 @@ var stockFaults = map[string]func(t *testing.T, url string, join member, wait ti
 		admin := client(t, url)
 		require.NoError(t, admin.XAdd(t.Context(), &redis.XAddArgs{Stream: "orders", Values: []any{"metadata", "\xc1"}}).Err())
 		// A dead member lets the next one take its entry over: each is to have met it.
-		_ = comesBy(wait/2, func() bool { return pending(t, admin, "orders") == 0 })
+		_ = comesBy(5*time.Second, func() bool { return pending(t, admin, "orders") == 0 })
 		publish(t, publisher(t, quick(url)), "orders", numbered("", 0, 10)...)
 		if !comesBy(wait, func() bool { return good.distinct() == 10 }) {
 			return fmt.Errorf("%d of 10 messages came", good.distinct())
@@ -91,7 +91,7 @@ var stockFaults = map[string]func(t *testing.T, url string, join member, wait ti
 		if !comesBy(wait, func() bool { return tries.Load() > 0 }) {
 			return fmt.Errorf("it never came")
 		}
-		_ = comesBy(wait/3, func() bool { return tries.Load() > 20 && time.Since(begin) > 5*time.Second })
+		_ = comesBy(10*time.Second, func() bool { return tries.Load() > 20 && time.Since(begin) > 5*time.Second })
 		publish(t, p, "orders", numbered("", 0, 10)...)
 		if !comesBy(wait, func() bool { return good.distinct() == 10 }) {
 			return fmt.Errorf("%d of 10 messages came", good.distinct())
@@ -116,23 +116,29 @@ var stockFaults = map[string]func(t *testing.T, url string, join member, wait ti
 		return nil
 	},
 	"a slow handler keeps its message": func(t *testing.T, url string, join member, wait time.Duration) error {
-		const maxIdle = 5 * time.Second
+		const maxIdle = 9 * time.Second
+		hold := maxIdle + 3*time.Second
+		if testenv.Full() {
+			// A stock member may take over its own entry at first; then it can take nothing more while its handler
+			// runs, and the other does when the entry is idle again.
+			hold = 3 * maxIdle
+		}
 		var begun tally
-		var done atomic.Int64
+		release := make(chan struct{})
+		defer close(release)
 		for n := range 2 {
 			handlers(func(msg *message.Message) bool {
 				begun.add(msg.UUID)
-				<-time.After(maxIdle + 3*time.Second)
-				done.Add(1)
+				<-release
 				return true
 			}, listen(t, join(t, url, n, maxIdle), "orders"))
 		}
-		publish(t, publisher(t, quick(url)), "orders", numbered("", 0, 2)...)
-		testenv.Eventually(t, wait+stall, "both handled", func() bool { return done.Load() >= 2 })
-		for i := range 2 {
-			if n := begun.of(number(i)); n > 1 {
-				return fmt.Errorf("a message was handled %d times", n)
-			}
+		publish(t, publisher(t, quick(url)), "orders", numbered("", 0, 1)...)
+		if !comesBy(wait, func() bool { return begun.distinct() == 1 }) {
+			return fmt.Errorf("it never came")
+		}
+		if comesBy(hold, func() bool { return begun.of(number(0)) > 1 }) {
+			return fmt.Errorf("a message was handled %d times", begun.of(number(0)))
 		}
 		return nil
 	},

@@ -140,7 +140,7 @@ func (s *Subscriber) begin(ctx context.Context, topic string) (*subscription, er
 	}
 	s.running.Add(1)
 	s.members++
-	return newSubscription(ctx, s.cfg, s.client, topic, fmt.Sprintf("%s-%d", s.cfg.Consumer, s.members), s.closing), nil
+	return newSubscription(ctx, s.cfg, s.client.UniversalClient, topic, fmt.Sprintf("%s-%d", s.cfg.Consumer, s.members), s.closing), nil
 }
 
 func (s *Subscriber) fail(err error) {

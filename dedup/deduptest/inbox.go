@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -55,18 +56,26 @@ type inboxSuite struct {
 var errRollback = errors.New("rolled back on purpose")
 
 // see reports, in a transaction that ends with end, whether key was seen.
-func (s *inboxSuite) see(key dedup.Key, end error) (seen bool) {
+func (s *inboxSuite) see(key dedup.Key, end error) bool {
 	s.Helper()
-	err := s.InTx(s.Context(), func(ctx context.Context) (err error) {
+	seen, err := s.seen(key, end)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return seen
+}
+
+func (s *inboxSuite) seen(key dedup.Key, end error) (seen bool, err error) {
+	err = s.InTx(s.Context(), func(ctx context.Context) (err error) {
 		if seen, err = s.Seen(ctx, key); err != nil {
 			return err
 		}
 		return end
 	})
 	if !errors.Is(err, end) {
-		s.Fatalf("got %v, want %v", err, end)
+		return false, fmt.Errorf("got %w, want %w", err, end)
 	}
-	return seen
+	return seen, nil
 }
 
 func (s *inboxSuite) must(what string, got, want bool) {
@@ -95,15 +104,22 @@ func waitsForRollback(s *inboxSuite) { s.must("copy", s.copyDuring(errRollback),
 // copyDuring has a copy come while a transaction is open that ends with end.
 func (s *inboxSuite) copyDuring(end error) bool {
 	s.Helper()
-	copySeen := make(chan bool, 1)
+	type answer struct {
+		seen bool
+		err  error
+	}
+	answers := make(chan answer, 1)
 	err := s.InTx(s.Context(), func(ctx context.Context) error {
 		if seen, err := s.Seen(ctx, s.key); seen || err != nil {
 			return fmt.Errorf("first: seen = %v, %w", seen, err)
 		}
-		go func() { copySeen <- s.see(s.key, nil) }()
+		go func() {
+			seen, err := s.seen(s.key, nil)
+			answers <- answer{seen, err}
+		}()
 		select {
-		case seen := <-copySeen:
-			return fmt.Errorf("the copy did not wait: seen = %v", seen)
+		case a := <-answers:
+			return fmt.Errorf("the copy did not wait: %+v", a)
 		case <-time.After(100 * time.Millisecond):
 			return end
 		}
@@ -112,9 +128,12 @@ func (s *inboxSuite) copyDuring(end error) bool {
 		s.Fatal(err)
 	}
 	select {
-	case seen := <-copySeen:
-		return seen
-	case <-time.After(time.Minute):
+	case a := <-answers:
+		if a.err != nil {
+			s.Fatalf("the copy: %v", a.err)
+		}
+		return a.seen
+	case <-time.After(patience):
 		s.Fatal("the copy waits though the transaction has ended")
 		return false
 	}
@@ -140,15 +159,15 @@ func waitsNoLonger(s *inboxSuite) {
 }
 
 func oneEffect(s *inboxSuite) {
-	const copies = 20
 	var effects atomic.Int64
-	done := make(chan struct{}, copies)
-	for i := range copies {
-		go func() {
-			defer func() { done <- struct{}{} }()
-			for try := range 100 {
+	var wg sync.WaitGroup
+	end := time.Now().Add(patience)
+	for i := range 20 {
+		wg.Go(func() {
+			var err error
+			for try := 0; time.Now().Before(end); try++ {
 				fresh := false
-				err := s.InTx(s.Context(), func(ctx context.Context) error {
+				err = s.InTx(s.Context(), func(ctx context.Context) error {
 					seen, err := s.Seen(ctx, s.key)
 					if fresh = !seen; err == nil && fresh && (i+try)%3 == 0 {
 						return errRollback
@@ -162,12 +181,10 @@ func oneEffect(s *inboxSuite) {
 					return
 				}
 			}
-			s.Error("a copy never came to an end")
-		}()
+			s.Errorf("a copy never came to an end: %v", err)
+		})
 	}
-	for range copies {
-		<-done
-	}
+	wg.Wait()
 	if n := effects.Load(); n != 1 {
 		s.Fatalf("%d effects, want 1", n)
 	}

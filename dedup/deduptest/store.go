@@ -16,7 +16,12 @@ import (
 // Lease is how long the claims of the suite last that are meant to end while it waits.
 const Lease = 60 * time.Millisecond
 
-const long = time.Minute
+// long is the leases and lives that are not to end while a rule looks; patience is how long it waits for
+// what has to happen.
+const (
+	long     = 10 * time.Minute
+	patience = time.Minute
+)
 
 // TestStore runs the rules, each as a subtest with a store of its own. The stores may share a server:
 // no two rules use the same key.
@@ -122,14 +127,14 @@ func (s *suite) mustRelease(owner string, fresh bool) {
 // until asks again and again; stores are measured by their own clocks, so there is nothing to advance.
 func (s *suite) until(what string, cond func() bool) {
 	s.Helper()
-	ctx, cancel := context.WithTimeout(s.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(s.Context(), patience)
 	defer cancel()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for !cond() {
 		select {
 		case <-ctx.Done():
-			s.Fatalf("after 30 s still not: %s", what)
+			s.Fatalf("after %s still not: %s", patience, what)
 		case <-tick.C:
 		}
 	}

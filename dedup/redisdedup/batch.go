@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/millrace-go/millrace/internal/cluster"
 )
 
 // maxFlights is how many round trips of one server may be under way. More than one, so that a connection
@@ -135,21 +137,11 @@ func (b *batcher) send(batch []*call) {
 	if len(unknown) > 0 {
 		b.pipeline(ctx, unknown, (*redis.Script).Eval)
 	}
-	if cluster, ok := b.rdb.(*redis.ClusterClient); ok && unreachable(batch) {
-		// Left to itself the client looks once a minute which server has what became of this one.
-		cluster.ReloadState(ctx)
+	answers := make([]error, len(batch))
+	for i, c := range batch {
+		answers[i] = c.cmd.Err()
 	}
-}
-
-// unreachable reports whether a call got no answer from a server.
-func unreachable(batch []*call) bool {
-	for _, c := range batch {
-		var answered redis.Error
-		if err := c.cmd.Err(); err != nil && !errors.As(err, &answered) {
-			return true
-		}
-	}
-	return false
+	cluster.Noticed(ctx, b.rdb, answers...)
 }
 
 func (b *batcher) pipeline(ctx context.Context, batch []*call,

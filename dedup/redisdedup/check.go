@@ -4,11 +4,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"strconv"
-	"strings"
-	"sync"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/millrace-go/millrace/internal/redisserver"
 )
 
 const minMajor = 6
@@ -21,18 +20,7 @@ func (s *Store) Check(ctx context.Context) error {
 		return s.err
 	}
 	s.warnOfClient(ctx)
-	cluster, ok := s.rdb.(interface {
-		ForEachMaster(context.Context, func(context.Context, *redis.Client) error) error
-	})
-	if !ok {
-		return s.checkNode(ctx, s.rdb)
-	}
-	var mu sync.Mutex // the nodes are asked concurrently; the log is easier to read one by one
-	return cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
-		mu.Lock()
-		defer mu.Unlock()
-		return s.checkNode(ctx, node)
-	})
+	return redisserver.Each(ctx, s.rdb, s.checkNode)
 }
 
 // warnOfClient says when a call may outlast its context by the client's own timeouts and retries.
@@ -57,41 +45,25 @@ func (s *Store) checkNode(ctx context.Context, node redis.UniversalClient) error
 	}
 	log := s.cfg.Logger.With(slog.String("namespace", s.cfg.Namespace))
 
-	version := s.info(ctx, node, "server", "redis_version")
-	major, _, _ := strings.Cut(version, ".")
-	if n, err := strconv.Atoi(major); err != nil {
+	version, major, err := redisserver.Version(ctx, node)
+	switch {
+	case err != nil:
+		return fmt.Errorf("redisdedup: check: %w", err)
+	case version == "":
 		log.WarnContext(ctx, "redisdedup: the server does not tell its version")
-	} else if n < minMajor {
+	case major < minMajor:
 		return fmt.Errorf("redisdedup: check: Redis %s is too old: version %d or newer is needed", version, minMajor)
 	}
 
-	policy := s.info(ctx, node, "memory", "maxmemory_policy")
-	if policy == "" {
-		if m, err := node.ConfigGet(ctx, "maxmemory-policy").Result(); err == nil {
-			policy = m["maxmemory-policy"]
-		}
-	}
-	switch policy {
-	case "noeviction":
-	case "":
+	policy, err := redisserver.Setting(ctx, node, "maxmemory-policy")
+	switch {
+	case err != nil:
+		return fmt.Errorf("redisdedup: check: %w", err)
+	case policy == "":
 		log.WarnContext(ctx, "redisdedup: the server does not tell its eviction policy; it has to be noeviction")
-	default:
+	case policy != "noeviction":
 		return fmt.Errorf("redisdedup: check: the server evicts (maxmemory-policy %s) and would forget which messages "+
 			"were handled: set maxmemory-policy to noeviction, or use a server of its own for this", policy)
 	}
-	return ctx.Err()
-}
-
-// info reads one field of a section of INFO, or "" if the server does not tell it.
-func (s *Store) info(ctx context.Context, node redis.UniversalClient, section, field string) string {
-	text, err := node.Info(ctx, section).Result()
-	if err != nil {
-		return ""
-	}
-	for line := range strings.Lines(text) {
-		if value, ok := strings.CutPrefix(line, field+":"); ok {
-			return strings.TrimSpace(value)
-		}
-	}
-	return ""
+	return nil
 }

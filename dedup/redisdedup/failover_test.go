@@ -19,6 +19,10 @@ import (
 // patience is for a failover on a machine that is busy with other tests.
 const patience = 2 * time.Minute
 
+// answerTime is so long that no call is sent again that was carried out: the second answer is another one. A
+// dead server is noticed at once by its connections.
+const answerTime = time.Minute
+
 // replicated is a Redis whose master can be lost.
 type replicated struct {
 	rdb redis.UniversalClient
@@ -30,7 +34,7 @@ type replicated struct {
 var replicatedKinds = map[string]func(t testing.TB) replicated{
 	"cluster": func(t testing.TB) replicated {
 		c := testenv.RedisCluster(t)
-		rdb := redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.Addrs, ContextTimeoutEnabled: true})
+		rdb := redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.Addrs, ContextTimeoutEnabled: true, ReadTimeout: answerTime})
 		t.Cleanup(func() { _ = rdb.Close() })
 		r := replicated{rdb: rdb, of: c.MasterOf}
 		for i := range c.Masters {
@@ -40,7 +44,9 @@ var replicatedKinds = map[string]func(t testing.TB) replicated{
 	},
 	"sentinel": func(t testing.TB) replicated {
 		s := testenv.RedisSentinel(t)
-		rdb := redis.NewFailoverClient(&redis.FailoverOptions{MasterName: s.Name, SentinelAddrs: s.Addrs, ContextTimeoutEnabled: true})
+		rdb := redis.NewFailoverClient(&redis.FailoverOptions{
+			MasterName: s.Name, SentinelAddrs: s.Addrs, ContextTimeoutEnabled: true, ReadTimeout: answerTime,
+		})
 		t.Cleanup(func() { _ = rdb.Close() })
 		return replicated{rdb: rdb, pairs: [][2]*testenv.Server{{s.Master, s.Replica}}, of: func(testing.TB, string) int { return 0 }}
 	},

@@ -26,12 +26,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/millrace-go/millrace/dedup"
+	"github.com/millrace-go/millrace/internal/redisserver"
 )
 
 // Config says where the records are kept. Only Namespace is required.
@@ -73,11 +73,8 @@ func validate(rdb redis.UniversalClient, cfg Config) error {
 	if rdb == nil {
 		errs = append(errs, errors.New("redisdedup: no Redis client"))
 	}
-	switch {
-	case cfg.Namespace == "":
-		errs = append(errs, errors.New("redisdedup: Config.Namespace is empty: give the name of the service"))
-	case len(cfg.Namespace) > 128 || strings.ContainsAny(cfg.Namespace, "{} \t\r\n\x00"):
-		errs = append(errs, errors.New("redisdedup: Config.Namespace: at most 128 bytes, no braces, no white space"))
+	if err := redisserver.CheckNamespace(cfg.Namespace); err != nil {
+		errs = append(errs, fmt.Errorf("redisdedup: %w", err))
 	}
 	return errors.Join(errs...)
 }

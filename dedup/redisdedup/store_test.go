@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"runtime"
@@ -240,6 +241,35 @@ func TestCheckReportsAServerThatIsAway(t *testing.T) {
 	p.Refuse(true)
 	s := redisdedup.New(rdb, redisdedup.Config{Namespace: "x"})
 	require.ErrorContains(t, s.Check(t.Context()), "redisdedup: check")
+}
+
+// cutting is a connection that breaks at a command.
+type cutting struct{ at string }
+
+func (c cutting) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (c cutting) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if cmd.Name() == c.at {
+			return io.ErrUnexpectedEOF
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (c cutting) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// A check that was not answered has found nothing: a server that evicts would pass.
+func TestAServerThatGoesAwayDuringTheCheckHasNotPassedIt(t *testing.T) {
+	t.Parallel()
+	for _, command := range []string{"ping", "info", "config"} {
+		rdb := client(t, testenv.Redis(t))
+		rdb.AddHook(cutting{command})
+		err := redisdedup.New(rdb, redisdedup.Config{Namespace: "x"}).Check(t.Context())
+		require.ErrorIs(t, err, io.ErrUnexpectedEOF, command)
+	}
 }
 
 func TestWrongConfigurationIsReportedAllAtOnceAndByEveryMethod(t *testing.T) {

@@ -130,7 +130,7 @@ func TestNoProcessOutlivesADemoThatWasKilled(t *testing.T) {
 	children := r.untilItWorks(t)
 	require.NoError(t, r.Process.Kill())
 	require.Error(t, r.Wait())
-	testenv.Eventually(t, 2*stopTimeout, "the children to end", func() bool {
+	testenv.Eventually(t, time.Minute, "the children to end", func() bool {
 		for _, pid := range children {
 			if alive(pid) {
 				return false

@@ -50,7 +50,7 @@ func TestEachOrderIsBilledOnce(t *testing.T) {
 	}
 	require.Equal(t, http.StatusBadRequest, post(t, listener, "much"))
 
-	testenv.Eventually(t, time.Minute, "a bill for each order", func() bool {
+	testenv.Eventually(t, 2*time.Minute, "a bill for each order", func() bool {
 		mu.Lock()
 		defer mu.Unlock()
 		return len(bills) == orders || ctx.Err() != nil

@@ -11,7 +11,7 @@ import (
 // books compare what was granted with what was executed, and with what became of the messages.
 type books struct {
 	asked, declined, granted, manual int
-	executed, doubled, unexplained   int
+	executed, doubled                int
 	amountGranted, amountExecuted    int64
 	done, sentAgain                  int
 	lostConfirmations                int

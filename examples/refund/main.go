@@ -99,15 +99,15 @@ func run(ctx context.Context, cfg config, out io.Writer) (err error) {
 	}
 	fmt.Fprintln(out, "It comes up. One confirmation in three is lost, one request in five arrives twice, some accounts are closed.")
 	payments.start(ctx)
-	if err := refunds.settled(ctx); err != nil {
-		return err
-	}
 	op := operator{refunds: refunds, payments: payments, out: out}
-	if err := op.work(ctx); err != nil {
-		return err
-	}
-	if err := refunds.settled(ctx); err != nil {
-		return err
+	// The operator looks again until nothing is left: what was sent again may fail again.
+	for left := true; left; {
+		if err := refunds.settled(ctx); err != nil {
+			return err
+		}
+		if left, err = op.work(ctx); err != nil {
+			return err
+		}
 	}
 	books, err := count(ctx, refunds, payments)
 	if err != nil {

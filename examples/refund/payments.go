@@ -95,6 +95,6 @@ func (p *payments) execute(msg *message.Message) error {
 
 // reopen is the repair: the account takes money again.
 func (p *payments) reopen(ctx context.Context, account string) error {
-	_, err := p.stage.payments.ExecContext(ctx, `INSERT INTO reopened (account) VALUES ($1)`, account)
+	_, err := p.stage.payments.ExecContext(ctx, `INSERT INTO reopened (account) VALUES ($1) ON CONFLICT DO NOTHING`, account)
 	return err
 }

@@ -26,7 +26,7 @@ func TestEveryGrantedRefundIsExecutedOnceAndConfirmed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cfg := config{requests: 40, deadline: 200 * time.Millisecond, away: 500 * time.Millisecond}
+			cfg := config{requests: 40, deadline: 500 * time.Millisecond, away: time.Second}
 			real(t, &cfg)
 			var page bytes.Buffer
 			require.NoError(t, run(t.Context(), cfg, &page), page.String())

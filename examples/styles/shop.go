@@ -37,7 +37,7 @@ func run(ctx context.Context, style style, orders int) (r result, err error) {
 	if err != nil {
 		return r, err
 	}
-	defer os.RemoveAll(folder)
+	defer func() { _ = os.RemoveAll(folder) }()
 	s, err := openShop(ctx, folder, orders)
 	if err != nil {
 		return r, err
@@ -80,8 +80,9 @@ func openShop(ctx context.Context, folder string, orders int) (*shop, error) {
 		return nil, err
 	}
 	s.halves, err = half.New(s.messages, other, half.Config{
-		Witnesses:  map[string]millrace.DB{"orders": s.orders},
-		FirstCheck: 200 * time.Millisecond, CheckEvery: 100 * time.Millisecond,
+		Witnesses: map[string]millrace.DB{"orders": s.orders},
+		// Longer than an order may take to be placed: what is checked back before is rolled back.
+		FirstCheck: 3 * time.Second, CheckEvery: 100 * time.Millisecond,
 	})
 	if err != nil {
 		return nil, err

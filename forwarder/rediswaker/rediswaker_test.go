@@ -28,7 +28,7 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m, testenv.Role("forwarder", forwarderProcess)) }
 
-const patience = time.Minute
+const patience = 2 * time.Minute
 
 func client(t testing.TB, url string) *redis.Client {
 	t.Helper()

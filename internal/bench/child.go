@@ -174,7 +174,7 @@ func start(ctx context.Context, p params) (*participant, error) {
 	line, err := c.out.ReadString('\n')
 	if err != nil || line != "ready\n" {
 		_ = c.end()
-		return nil, fmt.Errorf("%s did not get ready: %v %s%s", p.Task, err, line, c.errors.String())
+		return nil, fmt.Errorf("%s did not get ready: %v %s%s", p.Task, err, line, c.errors.String()) //nolint:errorlint // may be nil
 	}
 	return c, nil
 }

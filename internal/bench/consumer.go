@@ -13,7 +13,6 @@ type clock struct {
 	mu        sync.Mutex
 	committed []time.Time
 	received  []time.Time
-	duplicate int
 }
 
 func newClock(n int) *clock {

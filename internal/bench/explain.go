@@ -26,7 +26,9 @@ the commit; another process hears of it by NOTIFY, which is sent on a connection
 10 ms, and sees nothing that is younger than the oldest open transaction of the whole server that writes.`
 
 const producerExplained = `"row" is the business row alone: BEGIN, INSERT, COMMIT. A message more is an INSERT of some 1.2 KB, its index entries
-and its log. On native pgx it travels in COMMIT's round trip; on database/sql and with Watermill it is a round trip of its own.`
+and its log. On native pgx it travels in COMMIT's round trip; on database/sql and with Watermill it is a round trip of its own.
+"limit: plain row" writes the same values by hand, also in COMMIT's round trip, into a table that has a primary key and nothing else: no unique id, no
+index to read by, no checks.`
 
 const consumeExplained = `A claim and a mark are two round trips for each message. Watermill's subscribers hand a message out when the last one
 is acknowledged, so they wait for both each time; millrace's hand out as many as Concurrency says, and the waits overlap.`

@@ -138,8 +138,8 @@ func producerCases(sc scale) (all []benchCase) {
 				p.writers, map[int]string{driverPgx: "native pgx", driverSQL: "database/sql"}[p.driver], p.roundTrip),
 			explain: producerExplained, columns: producerColumns,
 		}
-		for _, way := range []string{rowOnly, withStock, withOurs, withNotify} {
-			if way == withStock && !sc.extras || way == withNotify && p.driver != driverPgx {
+		for _, way := range []string{rowOnly, withStock, withOurs, withNotify, withPlain} {
+			if way == withStock && !sc.extras || (way == withNotify || way == withPlain) && p.driver != driverPgx {
 				continue
 			}
 			c.contenders = append(c.contenders, p.contender(way))

@@ -63,7 +63,7 @@ func (f *fleet) server(ctx context.Context, k servers.Kind) (servers.Address, er
 	}
 	args := settings[k]
 	if f.statements && k == servers.Postgres {
-		args = append(args[:len(args):len(args)], "-c", "shared_preload_libraries=pg_stat_statements", "-c", "pg_stat_statements.track=all")
+		args = append(args[:len(args):len(args)], "-c", "shared_preload_libraries=pg_stat_statements", "-c", "pg_stat_statements.track=all", "-c", "pg_stat_statements.track_planning=on")
 	}
 	s, err := f.pool.Start(ctx, k, servers.Options{Durable: true, Args: args})
 	if err != nil {

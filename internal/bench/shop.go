@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -12,6 +13,7 @@ import (
 	wmsql "github.com/ThreeDotsLabs/watermill-sql/v4/pkg/sql"
 
 	"github.com/millrace-go/millrace"
+	"github.com/millrace-go/millrace/internal/meta"
 	"github.com/millrace-go/millrace/internal/testenv/servers"
 	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/pgxtx"
@@ -29,6 +31,10 @@ type shop struct {
 const (
 	shopTable  = `CREATE TABLE IF NOT EXISTS business (id bigserial PRIMARY KEY, customer text NOT NULL, amount bigint NOT NULL)`
 	shopInsert = `INSERT INTO business (customer, amount) VALUES ($1, $2)`
+
+	plainTable = `CREATE TABLE IF NOT EXISTS plain (pos bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, id text, lane smallint,
+		topic text, order_key text, size integer, metadata text, payload bytea)`
+	plainInsert = `INSERT INTO plain (id, lane, topic, order_key, size, metadata, payload) VALUES ($1, $2, $3, $4, $5, $6, $7)`
 )
 
 // Ways to write, and drivers.
@@ -37,6 +43,7 @@ const (
 	withStock  = "watermill"
 	withOurs   = "millrace"
 	withNotify = "millrace, NOTIFY" // tells other processes
+	withPlain  = "limit: plain row" // the same row into a table with a primary key and nothing else
 	driverPgx  = 0
 	driverSQL  = 1
 	keysOfShop = 1000
@@ -82,6 +89,11 @@ func openShop(ctx context.Context, d database, way string, driver, connections i
 				return publishStock(d.Kind, wmsql.TxFromPgx(tx), seq)
 			})
 		}
+	case withPlain:
+		if _, err := pool.Exec(ctx, plainTable); err != nil {
+			return nil, err
+		}
+		s.order = func(ctx context.Context, seq int) error { return plainOrder(ctx, pool, seq) }
 	case withOurs, withNotify:
 		db := pgxtx.Pool(pool)
 		var box outbox.Config
@@ -120,6 +132,30 @@ func openShop(ctx context.Context, d database, way string, driver, connections i
 		return nil, fmt.Errorf("no such way: %s", way)
 	}
 	return s, nil
+}
+
+// plainOrder is what one would write by hand: the message's row travels with COMMIT.
+func plainOrder(ctx context.Context, pool *pgxpool.Pool, seq int) error {
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release() // which closes a connection with an open transaction
+	if _, err := conn.Exec(ctx, "BEGIN"); err != nil {
+		return err
+	}
+	if _, err := conn.Exec(ctx, shopInsert, "customer", seq); err != nil {
+		return err
+	}
+	msg := newMessage(seq, keysOfShop)
+	metadata, err := json.Marshal(msg.Metadata)
+	if err != nil {
+		return err
+	}
+	var b pgx.Batch
+	b.Queue(plainInsert, msg.UUID, seq%outbox.Lanes, topic, msg.Metadata[meta.Key], len(msg.Payload), string(metadata), []byte(msg.Payload))
+	b.Queue("COMMIT")
+	return conn.SendBatch(ctx, &b).Close()
 }
 
 func openShopSQL(ctx context.Context, d database, way string, connections int) (*shop, error) {

@@ -39,18 +39,18 @@ func (b *bench) topStatements(ctx context.Context) ([]byte, error) {
 	if _, err := conn.Exec(ctx, "CREATE EXTENSION IF NOT EXISTS pg_stat_statements"); err != nil {
 		return nil, err
 	}
-	rows, err := conn.Query(ctx, `SELECT calls, rows, total_exec_time, shared_blks_hit + shared_blks_read, query
-		FROM pg_stat_statements WHERE query NOT LIKE 'CREATE %' ORDER BY total_exec_time DESC LIMIT 15`)
+	rows, err := conn.Query(ctx, `SELECT calls, rows, plans, total_plan_time, total_exec_time, shared_blks_hit + shared_blks_read, query
+		FROM pg_stat_statements WHERE query NOT LIKE 'CREATE %' ORDER BY total_plan_time + total_exec_time DESC LIMIT 15`)
 	if err != nil {
 		return nil, err
 	}
 	var out bytes.Buffer
-	fmt.Fprintln(&out, "calls, rows, ms in all, blocks, statement")
-	var calls, n, blocks int64
-	var ms float64
+	fmt.Fprintln(&out, "calls, rows, times planned, ms of planning, ms of executing, blocks, statement")
+	var calls, n, plans, blocks int64
+	var planning, executing float64
 	var query string
-	_, err = pgx.ForEachRow(rows, []any{&calls, &n, &ms, &blocks, &query}, func() error {
-		_, err := fmt.Fprintf(&out, "%8d %8d %10.1f %9d  %s\n", calls, n, ms, blocks, strings.Join(strings.Fields(query), " "))
+	_, err = pgx.ForEachRow(rows, []any{&calls, &n, &plans, &planning, &executing, &blocks, &query}, func() error {
+		_, err := fmt.Fprintf(&out, "%8d %8d %8d %10.1f %10.1f %9d  %s\n", calls, n, plans, planning, executing, blocks, strings.Join(strings.Fields(query), " "))
 		return err
 	})
 	if err != nil {

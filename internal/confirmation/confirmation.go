@@ -26,10 +26,13 @@ const (
 
 // Confirmation is the word of one consumer group about one message.
 type Confirmation struct {
-	ID      string    `json:"id"`    // of the message
-	Group   string    `json:"group"` // that confirms
-	Outcome Outcome   `json:"outcome"`
-	Reason  string    `json:"reason,omitempty"` // why it failed: a short code
+	ID      string  `json:"id"`    // of the message
+	Group   string  `json:"group"` // that confirms
+	Outcome Outcome `json:"outcome"`
+	Reason  string  `json:"reason,omitempty"` // why it failed: a short code
+	// Sending is the number of the sending that this answers, as the message's metadata has it; the first is
+	// 1. 0 is of a consumer that does not tell: it is taken to answer whatever was sent last.
+	Sending int       `json:"sending,omitempty"`
 	At      time.Time `json:"at"`
 }
 
@@ -41,8 +44,8 @@ const (
 	maxBytes  = 4 << 10
 )
 
-// Message is the confirmation as it is published. Its id is the same for each confirmation of this
-// outcome, so that what removes duplicates may remove it.
+// Message is the confirmation as it is published. Its id is the same for each "done", and for each "failed" that
+// answers the same sending, so that what removes duplicates may remove it.
 func (c Confirmation) Message() (*message.Message, error) {
 	if err := c.check(); err != nil {
 		return nil, err
@@ -53,7 +56,7 @@ func (c Confirmation) Message() (*message.Message, error) {
 	}
 	index := 0
 	if c.Outcome == Failed {
-		index = 1
+		index = 1 + c.Sending
 	}
 	return message.NewMessage(dedup.DerivedID(dedup.Key{Consumer: "confirm " + c.Group, MessageID: c.ID}, index), payload), nil
 }
@@ -81,6 +84,8 @@ func (c Confirmation) check() error {
 		return errors.New("confirmation: no valid group")
 	case c.Outcome != Done && c.Outcome != Failed:
 		return errors.New("confirmation: unknown outcome")
+	case c.Sending < 0 || c.Sending >= whatever:
+		return errors.New("confirmation: no valid sending")
 	case !text(c.Reason, maxReason):
 		return errors.New("confirmation: no valid reason")
 	}

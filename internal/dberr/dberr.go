@@ -62,7 +62,7 @@ func find(err error, read func(reflect.Value) int64) int64 {
 	if n := read(reflect.Indirect(reflect.ValueOf(err))); n != 0 {
 		return n
 	}
-	switch e := err.(type) {
+	switch e := err.(type) { //nolint:errorlint // it walks the tree itself
 	case interface{ Unwrap() error }:
 		return find(e.Unwrap(), read)
 	case interface{ Unwrap() []error }:

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	_ "github.com/jackc/pgx/v5/stdlib"
 	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
 	"github.com/stretchr/testify/require"
 	"modernc.org/sqlite"
 
@@ -82,7 +83,7 @@ func TestOnlyDefiniteAnswersToCommitMeanRolledBack(t *testing.T) {
 		"08006": false, "08P01": false,
 	} {
 		require.Equal(t, definite, dberr.NotCommitted("postgres", &pgconn.PgError{Code: state}), state)
-		require.Equal(t, definite, dberr.NotCommitted("postgres", &pq.Error{Code: pq.ErrorCode(state)}), state)
+		require.Equal(t, definite, dberr.NotCommitted("postgres", &pq.Error{Code: pqerror.Code(state)}), state)
 	}
 	for number, definite := range map[uint16]bool{
 		1213: true, 3101: true, 1792: true, 1290: true, 1053: false, 1317: false, 1927: false, 1205: false,

@@ -47,6 +47,7 @@ type Record struct {
 	count    Counter
 	history  []Failure
 	original *message.Message
+	orderKey *string
 	refusal  error
 	atEnd    []func(Outcome)
 	ended    bool
@@ -209,6 +210,23 @@ func (r *Record) Original(msg *message.Message) *message.Message {
 		}
 	}
 	return r.original
+}
+
+// SetOrderKey says by which key order is kept, "" = none.
+func (r *Record) SetOrderKey(key string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.orderKey = &key
+}
+
+// OrderKey is the key by which order is kept, or otherwise if nobody has said.
+func (r *Record) OrderKey(otherwise string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.orderKey == nil {
+		return otherwise
+	}
+	return *r.orderKey
 }
 
 // Refuse has the innermost middleware return err in place of calling the handler: those between may

@@ -66,7 +66,7 @@ func TestConfirmationsThatAreLostDoubledAndLate(t *testing.T) {
 	eachBroker(t, func(t *testing.T, b *broker) {
 		seed := rand.Uint64()
 		t.Logf("seed %d", seed)
-		deadline := 500 * time.Millisecond
+		deadline := time.Second
 		l := newLoop(t, b, outbox.Policy{Deadline: deadline, MaxAttempts: attempts})
 		c := &chaos{Publisher: b.pub, late: 2 * deadline, rand: rand.New(rand.NewPCG(seed, 0))}
 		t.Cleanup(c.work.Wait)
@@ -80,7 +80,7 @@ func TestConfirmationsThatAreLostDoubledAndLate(t *testing.T) {
 		require.Zero(t, l.one(l.producer, `SELECT count(*) FROM millrace_dead`), "30 %% lost, 40 times: it does not happen")
 		sends := l.one(l.producer, `SELECT sum(coalesce((plan::json->>'sends')::int, 0) + 1) FROM millrace_sent`)
 		t.Logf("%d messages were sent %d times", messages, sends)
-		require.Less(t, sends, messages*attempts/4)
+		require.Less(t, sends, messages*attempts/2) // on a machine so slow that most are overdue
 		require.Greater(t, sends, messages, "something was sent again")
 	})
 }
@@ -96,12 +96,12 @@ func TestAQueueThatIsPurgedByHand(t *testing.T) {
 		l.gate = make(chan struct{})
 		l.start(b.pub)
 		l.publish(0, messages)
-		testenv.Eventually(t, time.Minute, "the broker has all of them", func() bool {
+		testenv.Eventually(t, 3*time.Minute, "the broker has all of them", func() bool {
 			return l.one(l.producer, `SELECT count(*) FROM millrace_outbox`) == 0
 		})
 		b.purge(l.topic)
 		close(l.gate)
-		l.finished(messages, 2*time.Minute)
+		l.finished(messages, 5*time.Minute)
 		require.Greater(t, l.one(l.producer, `SELECT sum(coalesce((plan::json->>'sends')::int, 0)) FROM millrace_sent`), 0)
 		require.Zero(t, l.one(l.producer, `SELECT count(*) FROM millrace_dead`))
 		require.Equal(t, messages, l.one(l.consumer, `SELECT count(*) FROM effects`))

@@ -161,7 +161,10 @@ func (l *loop) start(confirm message.Publisher) {
 		})
 		<-r.Running()
 	}
-	fwd, err := forwarder.New(l.box, l.broker.pub, forwarder.Config{PollInterval: 20 * time.Millisecond, MaxPollInterval: 50 * time.Millisecond})
+	fwd, err := forwarder.New(l.box, l.broker.pub, forwarder.Config{
+		PollInterval: 20 * time.Millisecond, MaxPollInterval: 50 * time.Millisecond,
+		Lease: 2 * time.Minute, // so that a slow machine ends in good order
+	})
 	require.NoError(l, err)
 	l.work.Go(func() {
 		if err := fwd.Run(ctx); err != nil {

@@ -19,7 +19,7 @@ const clusterTimeout = 2 * time.Minute
 
 // nodeTimeout is after what silence the others take a node for dead. Shorter, and a node that the
 // machine did not let run for a while would be failed over without a reason.
-const nodeTimeout = 3 * time.Second
+const nodeTimeout = 6 * time.Second
 
 // Cluster is a Redis Cluster of one test's own.
 type Cluster struct {
@@ -31,7 +31,7 @@ type Cluster struct {
 }
 
 // RedisCluster starts three masters with a replica each and returns when every node says that the
-// cluster is well and every replica has all data. A dead master is replaced after some 3 s. Args are as
+// cluster is well and every replica has all data. A dead master is replaced after some 6 s. Args are as
 // for OwnRedis.
 func RedisCluster(t testing.TB, args ...string) *Cluster {
 	t.Helper()

@@ -27,7 +27,7 @@ func TestOwnPostgresKeepsPortAndDataAcrossKillStopAndPause(t *testing.T) {
 	require.Error(t, err) // no row
 	read := func() {      // also proves that the server answers
 		t.Helper()
-		a, err := postgresRow(within(t, 10*time.Second), s.URL, "SELECT a FROM x")
+		a, err := postgresRow(within(t, time.Minute), s.URL, "SELECT a FROM x")
 		require.NoError(t, err)
 		require.Equal(t, "kept", a)
 	}
@@ -62,7 +62,7 @@ func TestOwnMariaDBKeepsPortAndDataAcrossKillStopAndPause(t *testing.T) {
 	}
 	kept := func() {
 		t.Helper()
-		a, err := read(10 * time.Second)
+		a, err := read(time.Minute)
 		require.NoError(t, err)
 		require.Equal(t, "kept", a)
 	}
@@ -86,7 +86,7 @@ func TestOwnRedisKeepsPortAndDataAcrossKillStopAndPause(t *testing.T) {
 	kept := func() {
 		t.Helper()
 		client := openRedis(t, s.URL)
-		a, err := client.Get(within(t, 10*time.Second), "a").Result()
+		a, err := client.Get(within(t, time.Minute), "a").Result()
 		require.NoError(t, err)
 		require.Equal(t, "kept", a)
 		got, err := client.ConfigGet(t.Context(), "appendfsync").Result()
@@ -122,7 +122,7 @@ func TestOwnRabbitMQKeepsPortAndDataAcrossKillStopAndPause(t *testing.T) {
 		c, err := ch.PublishWithDeferredConfirm("", "q", true, false,
 			amqp.Publishing{DeliveryMode: amqp.Persistent, Body: []byte(body)})
 		require.NoError(t, err)
-		ok, err := c.WaitContext(within(t, 20*time.Second))
+		ok, err := c.WaitContext(within(t, time.Minute))
 		require.NoError(t, err)
 		require.True(t, ok)
 	}
@@ -147,7 +147,7 @@ func TestOwnRabbitMQKeepsPortAndDataAcrossKillStopAndPause(t *testing.T) {
 	require.NoError(t, err)
 	for _, want := range []string{"1", "2", "3", "4"} {
 		var d amqp.Delivery
-		testenv.Eventually(t, 10*time.Second, "message "+want, func() bool {
+		testenv.Eventually(t, time.Minute, "message "+want, func() bool {
 			var ok bool
 			d, ok, err = ch.Get("q", true)
 			require.NoError(t, err)

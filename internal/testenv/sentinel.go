@@ -18,7 +18,7 @@ type Sentinel struct {
 }
 
 // RedisSentinel starts a master, its replica and three sentinels, and returns when all know each other
-// and the replica has all data. A dead master is replaced after some 5 s. Args are as for OwnRedis, for
+// and the replica has all data. A dead master is replaced after some 8 s. Args are as for OwnRedis, for
 // master and replica.
 func RedisSentinel(t testing.TB, args ...string) *Sentinel {
 	t.Helper()

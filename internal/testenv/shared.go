@@ -17,7 +17,7 @@ import (
 )
 
 // callTimeout is for one call to a server that also serves other tests.
-const callTimeout = 30 * time.Second
+const callTimeout = 2 * time.Minute
 
 // pool holds all servers of this process: they are shared by its tests, and Main ends them.
 var pool servers.Pool

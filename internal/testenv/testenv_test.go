@@ -255,7 +255,7 @@ func TestServersEndWhenTheProcessThatStartedThemIsKilled(t *testing.T) {
 		require.NoError(t, child.Process.Kill())
 		require.Error(t, child.Wait())
 		for _, host := range hosts {
-			testenv.Eventually(t, 20*time.Second, "port of "+host+" to close", func() bool { return !listens(host) })
+			testenv.Eventually(t, time.Minute, "port of "+host+" to close", func() bool { return !listens(host) })
 		}
 	}
 }

@@ -107,7 +107,7 @@ func TestContextsMadeFromAHooksNeedNoGoroutine(t *testing.T) {
 	played(t, usual, func(ctx context.Context) {
 		before := runtime.NumGoroutine()
 		for range 100 {
-			_, cancel := context.WithCancel(ctx) //nolint:govet // ended below, by its parent
+			_, cancel := context.WithCancel(ctx)
 			defer cancel()
 		}
 		if n := runtime.NumGoroutine() - before; n >= 100 { // other tests have goroutines, too

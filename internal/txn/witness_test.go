@@ -200,7 +200,7 @@ func TestANumberThatProvesNothingIsLeftToTheTombstone(t *testing.T) {
 func TestAServerInRecoveryTellsOnlyWhatIsFinal(t *testing.T) {
 	t.Parallel()
 	server := testenv.OwnPostgres(t)
-	raw, p := postgres(t, server.URL)
+	raw, _ := postgres(t, server.URL)
 	tx, committed, committedXid := witnessed(t, raw)
 	require.NoError(t, tx.Commit())
 	tx, aborted, abortedXid := witnessed(t, raw)
@@ -214,7 +214,7 @@ func TestAServerInRecoveryTellsOnlyWhatIsFinal(t *testing.T) {
 	raw, err = sql.Open("pgx", server.URL)
 	require.NoError(t, err)
 	defer raw.Close()
-	p = millrace.SQL(raw).TxnBeginner()
+	p := millrace.SQL(raw).TxnBeginner()
 	outcome, err := txn.Find(t.Context(), p, txn.Postgres, committed, &committedXid)
 	require.NoError(t, err)
 	require.Equal(t, txn.Committed, outcome, "what can be seen was committed")

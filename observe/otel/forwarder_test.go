@@ -46,7 +46,7 @@ func TestTheForwardersSpanIsLinkedToTheTransactionThatPublished(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, box.Migrate(t.Context()))
 	broker := make(inbox, 1)
-	fwd, err := forwarder.New(box, broker, forwarder.Config{Observers: []forwarder.Observer{tracing.Observer()}})
+	fwd, err := forwarder.New(box, broker, forwarder.Config{Lease: time.Minute, Observers: []forwarder.Observer{tracing.Observer()}})
 	require.NoError(t, err)
 	running, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -63,7 +63,7 @@ func TestTheForwardersSpanIsLinkedToTheTransactionThatPublished(t *testing.T) {
 	var msg *message.Message
 	select {
 	case msg = <-broker:
-	case <-time.After(time.Minute):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("the message did not arrive")
 	}
 	cancel()

@@ -188,7 +188,7 @@ func TestAForwardersEventsArriveAtTheCollector(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, box.Migrate(t.Context()))
 	c, r := collector(t, prom.Config{Box: box, Interval: time.Nanosecond})
-	fwd, err := forwarder.New(box, everywhere{}, forwarder.Config{Observers: []forwarder.Observer{c.Observer()}})
+	fwd, err := forwarder.New(box, everywhere{}, forwarder.Config{Lease: time.Minute, Observers: []forwarder.Observer{c.Observer()}})
 	require.NoError(t, err)
 	c.Watch(fwd)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -197,7 +197,7 @@ func TestAForwardersEventsArriveAtTheCollector(t *testing.T) {
 	for i := range 20 {
 		require.NoError(t, box.Publish(t.Context(), "orders", message.NewMessage(fmt.Sprint(i), nil)))
 	}
-	testenv.Eventually(t, time.Minute, "20 settled messages", func() bool {
+	testenv.Eventually(t, 2*time.Minute, "20 settled messages", func() bool {
 		families, err := r.Gather()
 		require.NoError(t, err)
 		for _, f := range families {

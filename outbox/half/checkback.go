@@ -21,6 +21,9 @@ const (
 // error; a database that is away is logged and waited for. Any number of replicas may run it: each
 // message is checked by one at a time.
 func (m *Messages) Run(ctx context.Context) error {
+	if c := m.cfg.Callback; c != nil {
+		defer c.client.CloseIdleConnections()
+	}
 	tick := time.NewTicker(min(lookEvery, m.cfg.CheckEvery))
 	defer tick.Stop()
 	purged, failing := time.Now(), false

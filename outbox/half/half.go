@@ -69,8 +69,8 @@ type Config struct {
 	Batch int
 
 	// OnParked is told when a message was parked, OnRevived when one that a checker had called rolled
-	// back was committed after all: somebody should look at that checker. They run in Run's or Commit's
-	// goroutine.
+	// back was committed after all: somebody should look at that checker. Run and Commit wait for
+	// them; Run calls them for several messages at once.
 	OnParked, OnRevived func(ctx context.Context, m Info)
 	// Logger gets ids, topics and errors, no content. Default: nothing.
 	Logger *slog.Logger
@@ -111,7 +111,8 @@ func New(db millrace.DB, box *outbox.Box, cfg Config) (*Messages, error) {
 		}
 	}
 	if cfg.Callback != nil {
-		errs = append(errs, cfg.Callback.check())
+		own := *cfg.Callback
+		cfg.Callback, errs = &own, append(errs, own.check())
 	}
 	m := &Messages{box: box, cfg: cfg, log: cfg.Logger}
 	switch {
@@ -155,7 +156,7 @@ func (m *Messages) Check(ctx context.Context) error {
 	return nil
 }
 
-// ErrNoTable: a table of the half messages is missing or older than this package.
+// ErrNoTable says that a table of the half messages is missing or older than this package.
 var ErrNoTable = errors.New("half: not migrated")
 
 // IsSetup reports whether an error of Check or Run says that something must be set up.

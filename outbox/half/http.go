@@ -25,7 +25,7 @@ const maxBody = 8 << 20
 // Handler serves half messages to producers that are not written in Go or have no access to the outbox's
 // database:
 //
-//	POST /half                 prepare; the body is a "prepare" of the schema; 201, or 200 if it was there
+//	POST /half                 prepare; the body is a "prepare" of the schema; 201, also if it was there
 //	POST /half/{id}/commit     200
 //	POST /half/{id}/rollback   200
 //	GET  /half/{id}            200

@@ -177,6 +177,18 @@ func TestACheckURLMustBePermitted(t *testing.T) {
 	}
 }
 
+func TestMessagesKeepTheirOwnCopyOfACallback(t *testing.T) {
+	t.Parallel()
+	shared := &half.Callback{Allow: []string{"https://first.internal/"}}
+	first := newAPI(t, half.Config{Callback: shared})
+	shared.Allow = []string{"https://second.internal/"}
+	second := newAPI(t, half.Config{Callback: shared})
+	for who, a := range map[string]*api{"first": first, "second": second} {
+		code, answer := a.call("POST", "/half", `{"id":"m","topic":"orders","payload":"","check_url":"https://`+who+`.internal/"}`)
+		require.Equal(t, http.StatusCreated, code, answer)
+	}
+}
+
 func TestACheckDoesNotReachLocalAddresses(t *testing.T) {
 	t.Parallel()
 	reached := false

@@ -3,6 +3,7 @@ package half_test
 import (
 	"context"
 	"net/url"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,17 +32,21 @@ func TestACommitWithoutAnAnswerIsCheckedBack(t *testing.T) {
 			_, throughProxy := s.open("pgx", u.String())
 			m := s.messages(half.Config{Witnesses: map[string]millrace.DB{"orders": throughProxy}})
 
-			p.OnBytes(true, []byte("commit"), func() { lose(p) })
+			var sent atomic.Bool
+			p.OnBytes(true, []byte("commit"), func() {
+				sent.Store(name == "reply lost")
+				lose(p)
+			})
 			err = half.InTx(s.Context(), m, throughProxy, "orders", msg("m"), func(ctx context.Context, tx *millrace.Tx) error {
 				return order(ctx, tx, "m")
-			}, millrace.CommitTimeout(200*time.Millisecond))
+			}, millrace.CommitTimeout(500*time.Millisecond))
 			require.ErrorAs(t, err, new(*millrace.UnknownOutcomeError))
 			s.wants(m, "m", half.Prepared)
 
 			p.Cut()
 			p.BlackholeReplies(false)
 			s.run(m)
-			if name == "reply lost" {
+			if sent.Load() { // else it was lost, or given up before it was sent
 				s.awaits(m, "m", half.Committed)
 				require.True(t, s.ordered("m"))
 				require.Equal(t, 1, s.sent("m"))

@@ -17,6 +17,9 @@ import (
 // Prepare stores a message where nobody sees it. It is let go by Commit, dropped by Rollback, and
 // checked back by the topic's checker if neither comes. The message's id names it from then on.
 //
+// What the outbox's propagators know of ctx, a trace for example, is taken now: Commit, and whoever checks back, has
+// another context.
+//
 // It is safe to call again with the same message after an error. Inside of a transaction of the outbox's
 // database it is refused with millrace.ErrTransactionOpen: publish to the outbox there.
 func (m *Messages) Prepare(ctx context.Context, topic string, msg *message.Message) error {
@@ -88,7 +91,8 @@ func (m *Messages) prepare(ctx context.Context, topic string, msg *message.Messa
 	if _, open := txn.From(ctx, m.pool); open {
 		return 0, fmt.Errorf("half: prepare: %w: the data is in the outbox's own database, publish to the outbox", millrace.ErrTransactionOpen)
 	}
-	if err := m.box.Validate(topic, msg); err != nil {
+	captured, err := m.box.Capture(ctx, topic, msg)
+	if err != nil {
 		return 0, fmt.Errorf("half: prepare: %w", err)
 	}
 	dialect, err := m.pool.Dialect(ctx)
@@ -98,11 +102,15 @@ func (m *Messages) prepare(ctx context.Context, topic string, msg *message.Messa
 	if msg.Metadata == nil {
 		msg.Metadata = message.Metadata{}
 	}
-	metadata, err := json.Marshal(msg.Metadata)
+	given, err := json.Marshal(msg.Metadata)
 	if err != nil {
 		return 0, fmt.Errorf("half: prepare: %w", err)
 	}
-	digest := fingerprint(topic, string(metadata), msg.Payload)
+	metadata, err := json.Marshal(captured.Metadata)
+	if err != nil {
+		return 0, fmt.Errorf("half: prepare: %w", err)
+	}
+	digest := fingerprint(topic, string(given), msg.Payload) // of a second try, in another trace, it is the same
 	payload := append(make([]byte, 0, len(msg.Payload)), msg.Payload...)
 	_, err = exec(ctx, m.pool, dialect, insertHalf[dialect], msg.UUID, topic, witness, callback, micros(m.cfg.MaxAge),
 		digest, string(metadata), payload, micros(m.cfg.FirstCheck))

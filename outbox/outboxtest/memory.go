@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/millrace-go/millrace/internal/confirmation"
 	"github.com/millrace-go/millrace/outbox"
 )
 
@@ -17,17 +18,22 @@ type Memory struct {
 	mu        sync.Mutex
 	skew      time.Duration
 	intercept func(op string) error
+	gate      func(ctx context.Context, op string) error
 
 	last     int64
 	rows     map[int64]*memoryRow
-	dead     []Dead
-	sent     []Sent
+	dead     []*memoryDead
+	sent     []*memorySent
 	stops    map[memoryStop]int64
 	lanes    [outbox.Lanes]memoryLane
 	replicas map[string]memoryReplica
 	locked   map[int64]bool
 	pauses   map[memoryPause]bool
 	refused  int
+
+	confirming outbox.Confirming
+	words      map[string]map[string]memoryWord // by message and group
+	pace       confirmation.Pace
 }
 
 // Entry is a message to be put into a Memory.
@@ -40,8 +46,10 @@ type Entry struct {
 	Delay time.Duration // before it may be delivered
 	// Schedule is the name by which it can be cancelled.
 	Schedule string
-	// After is what becomes of it when the broker has it: kept for an hour, or overdue after one.
+	// After is what becomes of it when the broker has it: kept for an hour, or overdue after one; or, if Plan
+	// names groups, as that has it.
 	After outbox.After
+	Plan  outbox.Plan
 	Lane  int   // of a message without a key
 	Err   error // makes the row undecodable
 }
@@ -56,6 +64,7 @@ type Dead struct {
 type Sent struct {
 	outbox.Row
 	After outbox.After
+	State outbox.State // StateSent or StateDone
 	// Due is when a confirmation is overdue, Expires when it may be forgotten, in what time from now; 0
 	// for never.
 	Due, Expires time.Duration
@@ -64,6 +73,7 @@ type Sent struct {
 type memoryRow struct {
 	outbox.Row
 	after     outbox.After
+	plan      outbox.Plan
 	ready     bool
 	deliverAt time.Time
 	retryAt   time.Time
@@ -103,6 +113,7 @@ func NewMemory() *Memory {
 		replicas: map[string]memoryReplica{},
 		locked:   map[int64]bool{},
 		pauses:   map[memoryPause]bool{},
+		words:    map[string]map[string]memoryWord{},
 	}
 }
 
@@ -152,6 +163,7 @@ func (m *Memory) insert(pos int64, e Entry) {
 		},
 		schedule:  e.Schedule,
 		after:     e.After,
+		plan:      e.Plan,
 		ready:     e.Delay <= 0,
 		deliverAt: now.Add(e.Delay),
 	}
@@ -172,14 +184,22 @@ func (m *Memory) Waiting() []outbox.Row {
 func (m *Memory) Dead() []Dead {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return slices.Clone(m.dead)
+	var dead []Dead
+	for _, d := range m.dead {
+		dead = append(dead, d.Dead)
+	}
+	return dead
 }
 
 // Sent returns the messages that the broker has and that are remembered.
 func (m *Memory) Sent() []Sent {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return slices.Clone(m.sent)
+	var sent []Sent
+	for _, s := range m.sent {
+		sent = append(sent, s.seen(m.now()))
+	}
+	return sent
 }
 
 // Refusals counts the refusals that were recorded.
@@ -235,7 +255,7 @@ func (m *Memory) Remove(pos int64) {
 // Harness makes the rules of this package applicable to it.
 func (m *Memory) Harness() Harness {
 	return Harness{Store: m, Insert: m.Insert, Waiting: m.Waiting, Dead: m.Dead, Sent: m.Sent, Evict: m.Evict, Remove: m.Remove,
-		Pause: m.Pause, Resume: m.Resume, Cancel: m.Cancel, Lock: m.Lock}
+		Pause: m.Pause, Resume: m.Resume, Cancel: m.Cancel, Lock: m.Lock, Confirm: m.Confirmations, Replay: m.Replay}
 }
 
 // Pause keeps the messages of a topic, or to a destination, in the outbox until Resume.
@@ -304,6 +324,16 @@ func (m *Memory) Intercept(f func(op string) error) {
 	m.intercept = f
 }
 
+// Gate calls f before each step of an operation that is stored by itself, with the context that the operation was
+// given, so that a test can tell one process from another. An error of f is the answer, and nothing of the step is
+// done. It may block. The steps are the methods; "Judge", which follows Settle and Confirmations; "Compensate", which
+// follows Promote; and "Late", which follows Confirmations.
+func (m *Memory) Gate(f func(ctx context.Context, op string) error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.gate = f
+}
+
 func (m *Memory) now() time.Time { return time.Now().Add(m.skew) }
 
 // enter begins an operation: on nil the caller holds the lock.
@@ -312,10 +342,15 @@ func (m *Memory) enter(ctx context.Context, op string) error {
 		return err
 	}
 	m.mu.Lock()
-	intercept := m.intercept
+	intercept, gate := m.intercept, m.gate
 	m.mu.Unlock()
 	if intercept != nil {
 		if err := intercept(op); err != nil {
+			return err
+		}
+	}
+	if gate != nil {
+		if err := gate(ctx, op); err != nil {
 			return err
 		}
 	}

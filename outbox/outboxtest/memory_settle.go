@@ -2,18 +2,24 @@ package outboxtest
 
 import (
 	"context"
-	"time"
 
 	"github.com/millrace-go/millrace/outbox"
 )
 
 // Settle implements outbox.Store.
 func (m *Memory) Settle(ctx context.Context, grants []outbox.Grant, rows []outbox.Ref) (outbox.Settled, error) {
+	s, awaiting, err := m.settle(ctx, grants, rows)
+	if len(awaiting) > 0 {
+		_ = m.judge(ctx, awaiting...) // if it fails, that is found when the confirmation is overdue
+	}
+	return s, err
+}
+
+func (m *Memory) settle(ctx context.Context, grants []outbox.Grant, rows []outbox.Ref) (s outbox.Settled, awaiting []string, err error) {
 	if err := m.enter(ctx, "Settle"); err != nil {
-		return outbox.Settled{}, err
+		return s, nil, err
 	}
 	defer m.mu.Unlock()
-	var s outbox.Settled
 	held := map[int]bool{}
 	for _, g := range grants {
 		held[g.Lane] = m.held(g)
@@ -30,19 +36,12 @@ func (m *Memory) Settle(ctx context.Context, grants []outbox.Grant, rows []outbo
 			delete(m.rows, ref.Pos)
 			m.remember(row)
 			s.Done = append(s.Done, ref.Pos)
+			if row.after == outbox.AwaitConfirmation {
+				awaiting = append(awaiting, ref.ID)
+			}
 		}
 	}
-	return s, nil
-}
-
-// remember keeps a row that was sent, if it is to be.
-func (m *Memory) remember(row *memoryRow) {
-	switch row.after {
-	case outbox.Keep:
-		m.sent = append(m.sent, Sent{Row: row.Row, After: row.after, Expires: time.Hour})
-	case outbox.AwaitConfirmation:
-		m.sent = append(m.sent, Sent{Row: row.Row, After: row.after, Due: time.Hour})
-	}
+	return s, awaiting, nil
 }
 
 // Attempt implements outbox.Store.
@@ -125,7 +124,7 @@ func (m *Memory) Park(ctx context.Context, g outbox.Grant, f outbox.Refused) (bo
 	}
 	delete(m.rows, f.Pos)
 	row.Attempts = f.Attempt
-	m.dead = append(m.dead, Dead{Row: row.Row, Why: f})
+	m.dead = append(m.dead, &memoryDead{Dead{Row: row.Row, Why: f}, row.after, row.plan})
 	if m.stops[memoryStop{g.Lane, f.Destination, f.Key}] == f.Pos {
 		m.lift(g.Lane, f.Destination, f.Key)
 	}

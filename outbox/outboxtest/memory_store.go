@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/millrace-go/millrace/internal/confirmation"
 	"github.com/millrace-go/millrace/outbox"
 )
 
@@ -230,6 +231,24 @@ func (m *Memory) Read(ctx context.Context, q outbox.Read) ([]outbox.Row, error) 
 
 // Promote implements outbox.Store.
 func (m *Memory) Promote(ctx context.Context, grants []outbox.Grant) (outbox.Promotion, error) {
+	return m.promoteAt(ctx, grants, &m.pace)
+}
+
+// promoteAt is Promote for the process that has this pace.
+func (m *Memory) promoteAt(ctx context.Context, grants []outbox.Grant, pace *confirmation.Pace) (outbox.Promotion, error) {
+	p, err := m.promote(ctx, grants)
+	if err != nil {
+		return p, err
+	}
+	again, next, err := m.compensate(ctx, grants, pace)
+	p.Ready += again
+	if next > 0 && (p.Next == 0 || next < p.Next) {
+		p.Next = next
+	}
+	return p, err
+}
+
+func (m *Memory) promote(ctx context.Context, grants []outbox.Grant) (outbox.Promotion, error) {
 	if err := m.enter(ctx, "Promote"); err != nil {
 		return outbox.Promotion{}, err
 	}

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
+
 	"github.com/millrace-go/millrace/outbox"
 )
 
@@ -34,11 +36,14 @@ type Harness struct {
 	// Lock keeps a row locked, and its schedule name, as an open foreign transaction does. Nil if the
 	// database has no locks of rows.
 	Lock func(pos int64) (unlock func())
+	// Confirm is the handler of confirmations, and Replay puts a dead message back; false: it did not.
+	Confirm func(msg *message.Message) error
+	Replay  func(id string) bool
 }
 
 // Run runs the rules. Each gets an outbox of its own from open.
 func Run(t *testing.T, open func(t *testing.T) Harness) {
-	for _, group := range [][]rule{leaseRules, readRules, pauseRules, markRules, settleRules, refusalRules, stopRules, raceRules} {
+	for _, group := range [][]rule{leaseRules, readRules, pauseRules, markRules, settleRules, refusalRules, stopRules, confirmRules, raceRules} {
 		for _, r := range group {
 			t.Run(r.name, func(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -92,7 +97,7 @@ func (s *suite) soon(what string, cond func() bool) {
 	s.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(10 * time.Second); !cond(); <-tick.C {
+	for deadline := time.Now().Add(40 * time.Second); !cond(); <-tick.C {
 		if time.Now().After(deadline) {
 			s.Fatalf("waited for: %s", what)
 		}

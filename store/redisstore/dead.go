@@ -28,18 +28,17 @@ func (s *Store) List(ctx context.Context, f store.Filter, after int64, limit int
 	}
 	const pageSize = 200
 	var chosen []store.Letter
+	written := f // of one that cannot be read, only these are known
+	written.MessageID, written.Topic = form.Name(f.MessageID), form.Name(f.Topic)
 	for {
 		// One field takes the place of the payload.
-		rows, err := s.page(ctx, "list", f.Group, "d:", "letters", after, pageSize, "at", "r", "w", "a", "s", "h", "z", "z")
+		rows, err := s.page(ctx, "list", f.Group, "d:", "letters", after, pageSize, "at", "r", "w", "a", "m", "t", "s", "h", "z", "z")
 		if err != nil {
 			return nil, err
 		}
 		for _, row := range rows {
-			l, err := letter(f.Group, row, nil)
-			if err != nil {
-				return nil, fmt.Errorf("redisstore: list: %w", err)
-			}
-			if after = l.ID; f.Match(l) {
+			l := letter(f.Group, row, nil)
+			if after = l.ID; f.Match(l) || l.Unreadable != nil && written.Match(l) {
 				chosen = append(chosen, l)
 			}
 			if len(chosen) == limit {
@@ -52,15 +51,14 @@ func (s *Store) List(ctx context.Context, f store.Filter, after int64, limit int
 	}
 }
 
-// letter reads one of number, at, reason, error, attempts, history, head, size.
-func letter(group string, row []string, payload []byte) (store.Letter, error) {
-	attempts, _ := strconv.Atoi(row[4])
-	e, err := form.Decode(group, []byte(row[5]), []byte(row[6]), payload, attempts)
-	l := store.Letter{Entry: e, Reason: row[2], Error: row[3]}
+// letter reads one of number, at, reason, error, attempts, message id, topic, history, head, size.
+func letter(group string, row []string, payload []byte) store.Letter {
+	l := store.Letter{Reason: row[2], Error: row[3], At: at(row[1])}
+	l.Group = group
 	l.ID, _ = strconv.ParseInt(row[0], 10, 64)
-	l.At = at(row[1])
-	l.Size, _ = strconv.Atoi(row[7])
-	return l, err
+	l.Attempts, _ = strconv.Atoi(row[4])
+	l.Size, _ = strconv.Atoi(row[9])
+	return form.Letter(l, row[5], row[6], []byte(row[7]), []byte(row[8]), payload)
 }
 
 func at(micros string) time.Time {
@@ -94,18 +92,14 @@ func (s *Store) Get(ctx context.Context, group string, id int64) (store.Letter, 
 	if err := store.CheckGroup(group); err != nil {
 		return store.Letter{}, err
 	}
-	rows, err := s.page(ctx, "get", group, "d:", "letters", id-1, 1, "at", "r", "w", "a", "s", "h", "z", "p")
+	rows, err := s.page(ctx, "get", group, "d:", "letters", id-1, 1, "at", "r", "w", "a", "m", "t", "s", "h", "z", "p")
 	if err != nil {
 		return store.Letter{}, err
 	}
 	if len(rows) == 0 || rows[0][0] != strconv.FormatInt(id, 10) {
 		return store.Letter{}, store.ErrNotFound
 	}
-	l, err := letter(group, rows[0], []byte(rows[0][8]))
-	if err != nil {
-		return store.Letter{}, fmt.Errorf("redisstore: get: %w", err)
-	}
-	return l, nil
+	return letter(group, rows[0], []byte(rows[0][10])), nil
 }
 
 // Decide implements store.Dead.
@@ -113,13 +107,13 @@ func (s *Store) Decide(ctx context.Context, d store.Decision) ([]int64, error) {
 	if err := d.Check(); err != nil {
 		return nil, err
 	}
-	args := []any{string(d.Action), form.Line(d.Who, 200), form.Line(d.Why, 1000), "", "", "", "", "", "", ""}
+	args := []any{string(d.Action), form.Line(d.Who, 200), form.Line(d.Why, 1000), "", "", "", "", "", ""}
 	if d.Edited != nil {
-		id, key, history, head, payload, err := written(*d.Edited)
+		id, key, _, head, payload, err := written(*d.Edited)
 		if err != nil {
 			return nil, fmt.Errorf("redisstore: %s: %w", d.Action, err)
 		}
-		args = append(args[:3], "1", id, key, history, head, payload, form.Name(d.Edited.MessageID))
+		args = append(args[:3], "1", id, key, head, payload, form.Name(d.Edited.MessageID))
 	}
 	for _, id := range d.Letters {
 		args = append(args, id)

@@ -2,6 +2,7 @@ package redisstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -46,7 +47,7 @@ func (s *Store) Take(ctx context.Context, t store.Take) ([]store.Entry, time.Dur
 	if err != nil {
 		return nil, 0, err
 	}
-	const fields = 4
+	const fields = 5
 	if len(reply)%fields != 1 {
 		return nil, 0, fmt.Errorf("redisstore: take: the server's answer is not understood (%d values)", len(reply))
 	}
@@ -55,14 +56,27 @@ func (s *Store) Take(ctx context.Context, t store.Take) ([]store.Entry, time.Dur
 	var taken []store.Entry
 	for at := 1; at < len(reply); at += fields {
 		v := texts(reply[at : at+fields])
-		attempts, _ := strconv.Atoi(v[0])
-		e, err := form.Decode(t.Group, []byte(v[1]), []byte(v[2]), []byte(v[3]), attempts)
-		if err != nil {
-			return nil, 0, fmt.Errorf("redisstore: take: %w", err)
+		attempts, _ := strconv.Atoi(v[1])
+		e, err := form.Decode(t.Group, []byte(v[2]), []byte(v[3]), []byte(v[4]), attempts)
+		if err == nil {
+			taken = append(taken, e)
+			continue
 		}
-		taken = append(taken, e)
+		next = 0 // another one of its key may be due now
+		name := form.NameOf(v[0])
+		if e.MessageID != "" {
+			name = form.Name(e.MessageID)
+		}
+		t.Unreadable(name, errors.Join(err, s.setAside(ctx, t, v[0], name, e.Topic, err)))
 	}
 	return taken, next, nil
+}
+
+// setAside makes a message that was taken and cannot be read a dead letter. If somebody else has taken it
+// meanwhile, it is theirs.
+func (s *Store) setAside(ctx context.Context, t store.Take, id, name, topic string, cause error) error {
+	return s.run(ctx, "set aside", setAside, t.Group, id, t.Owner, name, form.Name(topic), store.ReasonUnreadable,
+		form.Line(cause.Error(), 1000)).Err()
 }
 
 // texts are the values of an answer that are texts; others are "".
@@ -121,8 +135,11 @@ func (s *Store) Stats(ctx context.Context, group string) (store.Stats, error) {
 		return store.Stats{}, err
 	}
 	n, err := s.run(ctx, "stats", stats, group).Int64Slice()
-	if err != nil || len(n) != 5 {
+	if err != nil {
 		return store.Stats{}, err
+	}
+	if len(n) != 5 {
+		return store.Stats{}, fmt.Errorf("redisstore: stats: the server's answer is not understood (%d values)", len(n))
 	}
 	return store.Stats{Stored: int(n[0]), Due: int(n[1]), Held: int(n[2]), Blocked: int(n[3]), Dead: int(n[4])}, nil
 }

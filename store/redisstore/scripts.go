@@ -1,6 +1,10 @@
 package redisstore
 
-import "github.com/redis/go-redis/v9"
+import (
+	"github.com/redis/go-redis/v9"
+
+	"github.com/millrace-go/millrace/store/internal/form"
+)
 
 // ARGV[1] begins the names of all keys of a group:
 //
@@ -33,10 +37,29 @@ local function add(id, key, history, head, payload, attempts, delay)
   if waits then redis.call('SADD', base .. 'blocked', id)
   else redis.call('ZADD', base .. 'due', text(now + delay), id) end
 end
+local function bury(id, key, history, head, payload, attempts, name, topic, reason, err)
+  if redis.call('HEXISTS', base .. 'dead', id) == 1 then return end
+  local letter = next_number()
+  redis.call('HSET', base .. 'd:' .. letter, 'i', id, 'k', key, 's', history, 'h', head, 'p', payload, 'a', attempts,
+    'm', name, 't', topic, 'r', reason, 'w', err, 'at', text(micros), 'z', string.len(payload))
+  redis.call('ZADD', base .. 'letters', letter, letter)
+  redis.call('HSET', base .. 'dead', id, letter)
+end
+local function remove(id)
+  local key = redis.call('HGET', entry(id), 'k') or ''
+  redis.call('DEL', entry(id))
+  redis.call('ZREM', base .. 'due', id)
+  redis.call('ZREM', base .. 'held', id)
+  if key == '' then return end
+  redis.call('ZREM', base .. 'k:' .. key, id)
+  local first = redis.call('ZRANGE', base .. 'k:' .. key, 0, 0)[1]
+  if first and redis.call('SREM', base .. 'blocked', first) == 1 then redis.call('ZADD', base .. 'due', text(now), first) end
+end
 local function holds(id, owner) return owner ~= '' and redis.call('HGET', entry(id), 'o') == owner end
-local function revive(id, key, history, head, payload)
-  if redis.call('EXISTS', entry(id)) == 0 then return add(id, key, history, head, payload, 0, 0) end
-  redis.call('HSET', entry(id), 'a', 0, 'o', '')
+local function revive(id, key, head, payload)
+  local none = '` + form.NoHistory + `'
+  if redis.call('EXISTS', entry(id)) == 0 then return add(id, key, none, head, payload, 0, 0) end
+  redis.call('HSET', entry(id), 'a', 0, 's', none, 'o', '')
   redis.call('ZREM', base .. 'held', id)
   if redis.call('SISMEMBER', base .. 'blocked', id) == 0 then redis.call('ZADD', base .. 'due', text(now), id) end
 end
@@ -71,6 +94,7 @@ for _, id in ipairs(due) do
   redis.call('ZADD', base .. 'due', ends, id)
   redis.call('ZADD', base .. 'held', ends, id)
   local v = redis.call('HMGET', entry(id), 'a', 's', 'h', 'p')
+  answer[#answer + 1] = id
   for i = 1, 4 do answer[#answer + 1] = v[i] or '' end
 end
 local first = redis.call('ZRANGE', base .. 'due', 0, 0, 'WITHSCORES')
@@ -102,15 +126,15 @@ return 1`)
 // id, owner
 var forget = script(`
 if not holds(ARGV[2], ARGV[3]) then return 0 end
-local key = redis.call('HGET', entry(ARGV[2]), 'k')
-redis.call('DEL', entry(ARGV[2]))
-redis.call('ZREM', base .. 'due', ARGV[2])
-redis.call('ZREM', base .. 'held', ARGV[2])
-if key ~= '' then
-  redis.call('ZREM', base .. 'k:' .. key, ARGV[2])
-  local first = redis.call('ZRANGE', base .. 'k:' .. key, 0, 0)[1]
-  if first and redis.call('SREM', base .. 'blocked', first) == 1 then redis.call('ZADD', base .. 'due', text(now), first) end
-end
+remove(ARGV[2])
+return 1`)
+
+// id, owner, message id, topic, reason, error
+var setAside = script(`
+if not holds(ARGV[2], ARGV[3]) then return 0 end
+local v = redis.call('HMGET', entry(ARGV[2]), 'k', 's', 'h', 'p', 'a')
+bury(ARGV[2], v[1] or '', v[2] or '', v[3] or '', v[4] or '', v[5] or 0, ARGV[4], ARGV[5], ARGV[6], ARGV[7])
+remove(ARGV[2])
 return 1`)
 
 var stats = script(`
@@ -120,32 +144,27 @@ return {redis.call('ZCARD', base .. 'due') + blocked, redis.call('ZCOUNT', base 
 
 // id, order key, history, head, payload, attempts, message id, topic, reason, error
 var put = script(`
-if redis.call('HEXISTS', base .. 'dead', ARGV[2]) == 1 then return 0 end
-local letter = next_number()
-redis.call('HSET', base .. 'd:' .. letter, 'i', ARGV[2], 'k', ARGV[3], 's', ARGV[4], 'h', ARGV[5], 'p', ARGV[6], 'a', ARGV[7],
-  'm', ARGV[8], 't', ARGV[9], 'r', ARGV[10], 'w', ARGV[11], 'at', text(micros), 'z', string.len(ARGV[6]))
-redis.call('ZADD', base .. 'letters', letter, letter)
-redis.call('HSET', base .. 'dead', ARGV[2], letter)
+bury(unpack(ARGV, 2, 11))
 return 1`)
 
-// action, who, why, "1" if edited, then id, order key, history, head, payload, message id of the edited
-// message, then the letters
+// action, who, why, "1" if edited, then id, order key, head, payload, message id of the edited message, then
+// the letters
 var decide = script(`
 local done = {}
-for i = 12, #ARGV do
+for i = 11, #ARGV do
   local letter = ARGV[i]
-  local v = redis.call('HMGET', base .. 'd:' .. letter, 'i', 'k', 's', 'h', 'p', 'm')
+  local v = redis.call('HMGET', base .. 'd:' .. letter, 'i', 'k', 'h', 'p', 'm')
   if v[1] then
     local record = next_number()
-    redis.call('HSET', base .. 'a:' .. record, 'at', text(micros), 'action', ARGV[2], 'letter', letter, 'id', v[6],
-      'new', ARGV[11], 'who', ARGV[3], 'why', ARGV[4])
+    redis.call('HSET', base .. 'a:' .. record, 'at', text(micros), 'action', ARGV[2], 'letter', letter, 'id', v[5],
+      'new', ARGV[10], 'who', ARGV[3], 'why', ARGV[4])
     redis.call('ZADD', base .. 'audit', record, record)
     redis.call('DEL', base .. 'd:' .. letter)
     redis.call('ZREM', base .. 'letters', letter)
     redis.call('HDEL', base .. 'dead', v[1])
     if ARGV[2] == 'replay' then
-      if ARGV[5] == '1' then revive(ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10])
-      else revive(v[1], v[2], v[3], v[4], v[5]) end
+      if ARGV[5] == '1' then revive(ARGV[6], ARGV[7], ARGV[8], ARGV[9])
+      else revive(v[1], v[2], v[3], v[4]) end
     end
     done[#done + 1] = tonumber(letter)
   end

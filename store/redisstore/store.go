@@ -17,11 +17,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
-	"strconv"
-	"strings"
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/millrace-go/millrace/internal/cluster"
+	"github.com/millrace-go/millrace/internal/redisserver"
 	"github.com/millrace-go/millrace/store"
 	"github.com/millrace-go/millrace/store/internal/form"
 )
@@ -58,11 +58,8 @@ func New(rdb redis.UniversalClient, cfg Config) (*Store, error) {
 	if rdb == nil {
 		errs = append(errs, errors.New("redisstore: no Redis client"))
 	}
-	switch {
-	case cfg.Namespace == "":
-		errs = append(errs, errors.New("redisstore: Config.Namespace is empty: give the name of the service"))
-	case len(cfg.Namespace) > 128 || strings.ContainsAny(cfg.Namespace, "{} \t\r\n\x00"):
-		errs = append(errs, errors.New("redisstore: Config.Namespace: at most 128 bytes, no braces, no white space"))
+	if err := redisserver.CheckNamespace(cfg.Namespace); err != nil {
+		errs = append(errs, fmt.Errorf("redisstore: %w", err))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -83,6 +80,7 @@ func (s *Store) run(ctx context.Context, op string, script *redis.Script, group 
 		return cmd
 	}
 	cmd := script.Run(ctx, s.rdb, []string{s.base(group) + "n"}, append([]any{s.base(group)}, args...)...)
+	cluster.Noticed(ctx, s.rdb, cmd.Err())
 	if err := cmd.Err(); err != nil && !errors.Is(err, redis.Nil) {
 		cmd.SetErr(fmt.Errorf("redisstore: %s: %w", op, err))
 	}
@@ -92,13 +90,7 @@ func (s *Store) run(ctx context.Context, op string, script *redis.Script, group 
 // Check implements store.Delayed. It asks every master for its version, its eviction policy and how it
 // writes to disk.
 func (s *Store) Check(ctx context.Context) error {
-	cluster, ok := s.rdb.(interface {
-		ForEachMaster(context.Context, func(context.Context, *redis.Client) error) error
-	})
-	if !ok {
-		return s.checkNode(ctx, s.rdb)
-	}
-	return cluster.ForEachMaster(ctx, func(ctx context.Context, node *redis.Client) error { return s.checkNode(ctx, node) })
+	return redisserver.Each(ctx, s.rdb, s.checkNode)
 }
 
 const minMajor = 6
@@ -107,21 +99,20 @@ func (s *Store) checkNode(ctx context.Context, node redis.UniversalClient) error
 	if err := node.Ping(ctx).Err(); err != nil {
 		return fmt.Errorf("redisstore: check: %w", err)
 	}
-	version := s.info(ctx, node, "server", "redis_version")
-	major, _, _ := strings.Cut(version, ".")
-	if n, err := strconv.Atoi(major); err == nil && n < minMajor {
+	version, major, err := redisserver.Version(ctx, node)
+	switch {
+	case err != nil:
+		return fmt.Errorf("redisstore: check: %w", err)
+	case version == "":
+		s.cfg.Logger.WarnContext(ctx, "redisstore: the server does not tell its version", "namespace", s.cfg.Namespace)
+	case major < minMajor:
 		return fmt.Errorf("redisstore: %w: Redis %s is too old: version %d or newer is needed", store.ErrSetup, version, minMajor)
 	}
-	policy := s.setting(ctx, node, "maxmemory-policy")
-	if policy == "" {
-		policy = s.info(ctx, node, "memory", "maxmemory_policy")
-	}
-	aof, fsync := s.setting(ctx, node, "appendonly"), s.setting(ctx, node, "appendfsync")
-	if aof == "" {
-		aof = map[string]string{"0": "no", "1": "yes"}[s.info(ctx, node, "persistence", "aof_enabled")]
-	}
-	if ctx.Err() != nil {
-		return fmt.Errorf("redisstore: check: %w", ctx.Err())
+	policy, err1 := redisserver.Setting(ctx, node, "maxmemory-policy")
+	aof, err2 := redisserver.Setting(ctx, node, "appendonly")
+	fsync, err3 := redisserver.Setting(ctx, node, "appendfsync")
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return fmt.Errorf("redisstore: check: %w", err)
 	}
 	var errs []error
 	bad := func(setting, have, want, remedy string) {
@@ -140,29 +131,6 @@ func (s *Store) checkNode(ctx context.Context, node redis.UniversalClient) error
 		bad("appendfsync", fsync, "always", ": set it, or use store/sqlstore, or allow the loss of a second with Config.WithoutFsync")
 	}
 	return errors.Join(errs...)
-}
-
-// setting reads one setting, or "" if the server does not tell it.
-func (s *Store) setting(ctx context.Context, node redis.UniversalClient, name string) string {
-	m, err := node.ConfigGet(ctx, name).Result()
-	if err != nil {
-		s.cfg.Logger.WarnContext(ctx, "redisstore: the server does not tell a setting", "setting", name)
-	}
-	return m[name]
-}
-
-// info reads one field of a section of INFO, or "" if the server does not tell it.
-func (s *Store) info(ctx context.Context, node redis.UniversalClient, section, field string) string {
-	text, err := node.Info(ctx, section).Result()
-	if err != nil {
-		return ""
-	}
-	for line := range strings.Lines(text) {
-		if value, ok := strings.CutPrefix(line, field+":"); ok {
-			return strings.TrimSpace(value)
-		}
-	}
-	return ""
 }
 
 // written are the parts of a message as arguments of a script.

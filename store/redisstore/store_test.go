@@ -1,12 +1,16 @@
 package redisstore_test
 
 import (
+	"context"
+	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
 
 	"github.com/millrace-go/millrace/internal/testenv"
 	"github.com/millrace-go/millrace/store"
@@ -14,13 +18,17 @@ import (
 	"github.com/millrace-go/millrace/store/storetest"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+func TestMain(m *testing.M) {
+	// A client that could not dial often enough goes on trying, and ends a second after its Close.
+	testenv.Main(m, testenv.IgnoreLeak(goleak.IgnoreAnyFunction("github.com/redis/go-redis/v9/internal/pool.(*ConnPool).tryDial")))
+}
 
 func client(t testing.TB, url string) *redis.Client {
 	t.Helper()
 	opts, err := redis.ParseURL(url)
 	require.NoError(t, err)
 	opts.ContextTimeoutEnabled = true
+	opts.ReadTimeout = time.Minute // a Take that the client sends again takes nothing: the first has it
 	opts.PoolSize = 30
 	rdb := redis.NewClient(opts)
 	t.Cleanup(func() { _ = rdb.Close() })
@@ -91,6 +99,44 @@ func TestAServerThatDoesNotTellIsNotTrusted(t *testing.T) {
 	require.NotContains(t, err.Error(), "canary")
 }
 
+// cutting is a connection that breaks at a command.
+type cutting struct {
+	at  string
+	hit atomic.Int64
+}
+
+func (c *cutting) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (c *cutting) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if cmd.Name() == c.at {
+			c.hit.Add(1)
+			return io.ErrUnexpectedEOF
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (c *cutting) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// An outage in the middle of the check must not be taken for a server that is not set up: that would end the
+// subscription for good.
+func TestAServerThatGoesAwayDuringTheCheckIsAnOutage(t *testing.T) {
+	t.Parallel()
+	own := testenv.OwnRedis(t, "--appendonly", "yes", "--appendfsync", "always")
+	for _, command := range []string{"ping", "info", "config"} {
+		rdb := client(t, own.URL)
+		cut := &cutting{at: command}
+		rdb.AddHook(cut)
+		err := newStore(t, rdb, redisstore.Config{Namespace: "x"}).Check(t.Context())
+		require.ErrorIs(t, err, io.ErrUnexpectedEOF, command)
+		require.NotErrorIs(t, err, store.ErrSetup, command)
+		require.Positive(t, cut.hit.Load(), command)
+	}
+}
+
 func TestWhatWasStoredSurvivesAKillOfRedis(t *testing.T) {
 	t.Parallel()
 	own := testenv.OwnRedis(t, "--appendonly", "yes", "--appendfsync", "always")
@@ -111,7 +157,7 @@ func TestWhatWasStoredSurvivesAKillOfRedis(t *testing.T) {
 		}
 		own.Kill()
 		own.Start()
-		testenv.Eventually(t, 30*time.Second, "Redis answers", func() bool { return rdb.Ping(t.Context()).Err() == nil })
+		testenv.Eventually(t, time.Minute, "Redis answers", func() bool { return rdb.Ping(t.Context()).Err() == nil })
 		st, err := s.Stats(t.Context(), "billing")
 		require.NoError(t, err)
 		require.Equal(t, store.Stats{Stored: n, Dead: n}, st)

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/millrace-go/millrace/internal/dberr"
 	"github.com/millrace-go/millrace/internal/txn"
 	"github.com/millrace-go/millrace/store"
 	"github.com/millrace-go/millrace/store/internal/form"
@@ -17,31 +16,24 @@ func (s *Store) Put(ctx context.Context, l store.Letter) error {
 	if err := l.Check(); err != nil {
 		return err
 	}
-	history, head, payload, err := form.Encode(l.Entry)
+	w, err := write(l.Entry)
 	if err != nil {
 		return fmt.Errorf("sqlstore: put: %w", err)
 	}
 	return s.again(ctx, "put", func(said *statements) error {
-		text := said.put
-		if said.dialect != txn.MySQL {
-			text += ` ON CONFLICT (grp, message_id) DO NOTHING`
-		}
-		_, err := s.pool.Exec(ctx, text, l.Group, form.Name(l.MessageID), form.Key(l.OrderKey),
-			form.Name(l.Topic), form.Line(l.Reason, 255), form.Line(l.Error, 1000), l.Attempts, history, head, payload)
-		if err != nil && said.dialect == txn.MySQL && dberr.MySQL(err) == duplicateEntry {
-			return nil
-		}
+		_, err := said.fresh(ctx, s.pool, said.put, w.group, w.id, w.key,
+			form.Name(l.Topic), form.Line(l.Reason, 255), form.Line(l.Error, 1000), w.attempts, w.history, w.head, w.payload)
 		return err
 	})
 }
 
-// scanLetter reads all but the last column, which goes to last, and returns what is to be decoded.
-func scanLetter(row txn.Scanner, group string, last any) (l store.Letter, history, head []byte, err error) {
+// scanLetter reads one letter, and how it is written, but for the last column, which goes to last.
+func scanLetter(row txn.Scanner, group string, last any) (l store.Letter, w written, topic string, err error) {
 	var at int64
-	err = row.Scan(&l.ID, &at, &l.Reason, &l.Error, &l.Attempts, &history, &head, last)
+	err = row.Scan(&l.ID, &at, &l.Reason, &l.Error, &l.Attempts, &w.id, &w.key, &topic, &w.history, &w.head, last)
 	l.At = time.UnixMicro(at).UTC()
-	l.Group = group
-	return l, history, head, err
+	l.Group, w.group = group, group
+	return l, w, topic, err
 }
 
 // List implements store.Dead.
@@ -54,13 +46,9 @@ func (s *Store) List(ctx context.Context, f store.Filter, after int64, limit int
 		query, args := said.filtered(f, after, limit)
 		return s.pool.Query(ctx, query, args, func(row txn.Scanner) error {
 			var size int64
-			l, history, head, err := scanLetter(row, f.Group, &size)
-			if err != nil {
-				return err
-			}
-			l.Entry, err = form.Decode(f.Group, history, head, nil, l.Attempts)
+			l, w, topic, err := scanLetter(row, f.Group, &size)
 			l.Size = int(size)
-			page = append(page, l)
+			page = append(page, form.Letter(l, w.id, topic, w.history, w.head, nil))
 			return err
 		})
 	})
@@ -107,7 +95,7 @@ func (s *Store) Get(ctx context.Context, group string, id int64) (l store.Letter
 	}
 	ok := false
 	err = s.again(ctx, "get", func(said *statements) (err error) {
-		l, ok, err = one(ctx, s.pool, said.get, group, id)
+		l, _, ok, err = one(ctx, s.pool, said.get, group, id)
 		return err
 	})
 	if err == nil && !ok {
@@ -116,20 +104,18 @@ func (s *Store) Get(ctx context.Context, group string, id int64) (l store.Letter
 	return l, err
 }
 
-// one reads one letter.
-func one(ctx context.Context, q txn.Querier, query, group string, id int64) (l store.Letter, ok bool, err error) {
+// one reads one letter, and how it is written.
+func one(ctx context.Context, q txn.Querier, query, group string, id int64) (l store.Letter, w written, ok bool, err error) {
 	err = q.Query(ctx, query, []any{group, id}, func(row txn.Scanner) error {
-		var payload, history, head []byte
+		var topic string
+		var payload []byte
 		var err error
-		if l, history, head, err = scanLetter(row, group, &payload); err != nil {
-			return err
-		}
-		ok = true
-		l.Entry, err = form.Decode(group, history, head, payload, l.Attempts)
-		l.Size = len(payload)
+		l, w, topic, err = scanLetter(row, group, &payload)
+		ok, w.payload, l.Size = true, payload, len(payload)
+		l = form.Letter(l, w.id, topic, w.history, w.head, payload)
 		return err
 	})
-	return l, ok, err
+	return l, w, ok, err
 }
 
 // Decide implements store.Dead.
@@ -142,14 +128,14 @@ func (s *Store) Decide(ctx context.Context, d store.Decision) (done []int64, err
 	err = s.atomic(ctx, string(d.Action), func(said *statements, q txn.Querier) error {
 		done = nil
 		for _, id := range slices.Compact(ids) {
-			l, ok, err := one(ctx, q, said.letters, d.Group, id)
+			_, w, ok, err := one(ctx, q, said.letters, d.Group, id)
 			if err != nil {
 				return err
 			}
 			if !ok {
 				continue
 			}
-			if err := decideOne(ctx, said, q, d, l); err != nil {
+			if err := decideOne(ctx, said, q, d, id, w); err != nil {
 				return err
 			}
 			done = append(done, id)
@@ -162,31 +148,37 @@ func (s *Store) Decide(ctx context.Context, d store.Decision) (done []int64, err
 	return done, nil
 }
 
-func decideOne(ctx context.Context, said *statements, q txn.Querier, d store.Decision, l store.Letter) error {
-	if _, err := q.Exec(ctx, said.bury, l.ID); err != nil {
+// decideOne decides about the letter that is written so.
+func decideOne(ctx context.Context, said *statements, q txn.Querier, d store.Decision, id int64, w written) error {
+	if _, err := q.Exec(ctx, said.bury, id); err != nil {
 		return err
 	}
-	e, newID := l.Entry, ""
+	oldID, newID := w.id, ""
 	if d.Edited != nil {
-		e, newID = *d.Edited, form.Name(d.Edited.MessageID)
+		var err error
+		if w, err = write(*d.Edited); err != nil {
+			return err
+		}
+		newID = w.id
 	}
 	if d.Action == store.Replayed {
-		if err := revive(ctx, said, q, e); err != nil {
+		if err := revive(ctx, said, q, w); err != nil {
 			return err
 		}
 	}
-	_, err := q.Exec(ctx, said.note, d.Group, string(d.Action), l.ID, form.Name(l.MessageID), newID, form.Line(d.Who, 200), form.Line(d.Why, 1000))
+	_, err := q.Exec(ctx, said.note, d.Group, string(d.Action), id, oldID, newID, form.Line(d.Who, 200), form.Line(d.Why, 1000))
 	return err
 }
 
-// revive makes a message due with no attempts. Whoever holds the copy that is there holds it no more.
-func revive(ctx context.Context, said *statements, q txn.Querier, e store.Entry) error {
-	e.Attempts, e.Returns = 0, 0
-	fresh, err := line(ctx, said, q, e, 0)
+// revive makes a message due with no attempts and no history. Whoever holds the copy that is there holds it no
+// more.
+func revive(ctx context.Context, said *statements, q txn.Querier, w written) error {
+	w.attempts, w.history = 0, []byte(form.NoHistory)
+	fresh, err := line(ctx, said, q, w, 0)
 	if err != nil || fresh {
 		return err
 	}
-	_, err = q.Exec(ctx, said.revive, e.Group, form.Name(e.MessageID))
+	_, err = q.Exec(ctx, said.revive, w.history, w.group, w.id)
 	return err
 }
 

@@ -2,11 +2,12 @@ package sqlstore
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/millrace-go/millrace/internal/dberr"
 	"github.com/millrace-go/millrace/internal/txn"
 	"github.com/millrace-go/millrace/store"
 	"github.com/millrace-go/millrace/store/internal/form"
@@ -28,14 +29,18 @@ func (s *Store) Admit(ctx context.Context, e store.Entry) (a store.Admission, er
 	if err != nil || a != store.Behind {
 		return a, err
 	}
+	w, err := write(e)
+	if err != nil {
+		return 0, fmt.Errorf("sqlstore: admit: %w", err)
+	}
 	err = s.atomic(ctx, "admit", func(said *statements, q txn.Querier) error {
 		a = store.Open
-		closed, err := lockTail(ctx, said, q, e)
+		closed, err := lockTail(ctx, said, q, w)
 		if err != nil || !closed {
 			return err
 		}
 		a = store.Behind
-		fresh, err := insert(ctx, said, q, e, nil)
+		fresh, err := said.fresh(ctx, q, said.insert, w.row(nil)...)
 		if err == nil && !fresh {
 			a = store.Stored
 		}
@@ -53,14 +58,14 @@ func found(ctx context.Context, q txn.Querier, query string, args ...any) (yes b
 }
 
 // lockTail locks the last message of the order key, and reports whether there is one.
-func lockTail(ctx context.Context, said *statements, q txn.Querier, e store.Entry) (bool, error) {
+func lockTail(ctx context.Context, said *statements, q txn.Querier, w written) (bool, error) {
 	for {
-		locked, err := found(ctx, q, said.tail, e.Group, form.Key(e.OrderKey))
+		locked, err := found(ctx, q, said.tail, w.group, w.key)
 		if locked || err != nil {
 			return locked, err
 		}
 		// The one that was waited for may be gone while another was appended meanwhile.
-		if closed, err := found(ctx, q, said.busy, e.Group, form.Key(e.OrderKey)); !closed || err != nil {
+		if closed, err := found(ctx, q, said.busy, w.group, w.key); !closed || err != nil {
 			return false, err
 		}
 	}
@@ -68,10 +73,10 @@ func lockTail(ctx context.Context, said *statements, q txn.Querier, e store.Entr
 
 // line stores a message that is due after the delay, or behind the others of its key. It reports false if the
 // message is there.
-func line(ctx context.Context, said *statements, q txn.Querier, e store.Entry, delay time.Duration) (bool, error) {
+func line(ctx context.Context, said *statements, q txn.Querier, w written, delay time.Duration) (bool, error) {
 	var due any = delay.Microseconds()
-	if e.OrderKey != "" {
-		closed, err := lockTail(ctx, said, q, e)
+	if w.key != "" {
+		closed, err := lockTail(ctx, said, q, w)
 		if err != nil {
 			return false, err
 		}
@@ -79,43 +84,24 @@ func line(ctx context.Context, said *statements, q txn.Querier, e store.Entry, d
 			due = nil
 		}
 	}
-	return insert(ctx, said, q, e, due)
+	return said.fresh(ctx, q, said.insert, w.row(due)...)
 }
-
-// insert stores a message that is due after the delay, or waits for its key if that is nil. It reports
-// false if the message is there.
-func insert(ctx context.Context, said *statements, q txn.Querier, e store.Entry, delay any) (bool, error) {
-	history, head, payload, err := form.Encode(e)
-	if err != nil {
-		return false, err
-	}
-	text := said.insert
-	switch said.dialect {
-	case txn.MySQL: // INSERT IGNORE would hide other mistakes, too
-	default:
-		text += ` ON CONFLICT (grp, message_id) DO NOTHING`
-	}
-	n, err := q.Exec(ctx, text, e.Group, form.Name(e.MessageID), form.Key(e.OrderKey), e.Attempts, history, head, payload, delay)
-	if err != nil && said.dialect == txn.MySQL && dberr.MySQL(err) == duplicateEntry {
-		return false, nil
-	}
-	return n > 0, err
-}
-
-// duplicateEntry fails the statement alone.
-const duplicateEntry = 1062
 
 // Defer implements store.Delayed.
 func (s *Store) Defer(ctx context.Context, e store.Entry, delay time.Duration) error {
 	if err := e.Check(); err != nil {
 		return err
 	}
+	w, err := write(e)
+	if err != nil {
+		return fmt.Errorf("sqlstore: defer: %w", err)
+	}
 	return s.atomic(ctx, "defer", func(said *statements, q txn.Querier) error {
-		fresh, err := line(ctx, said, q, e, delay)
+		fresh, err := line(ctx, said, q, w, delay)
 		if err != nil || fresh {
 			return err
 		}
-		_, err = q.Exec(ctx, said.raise, e.Attempts, e.Group, form.Name(e.MessageID), e.Attempts)
+		_, err = q.Exec(ctx, said.raise, w.attempts, w.group, w.id, w.attempts)
 		return err
 	})
 }
@@ -129,19 +115,23 @@ func (s *Store) Take(ctx context.Context, t store.Take) (taken []store.Entry, ne
 	if err != nil || next != 0 {
 		return nil, next, err
 	}
+	var bad []unreadable
 	err = s.atomic(ctx, "take", func(said *statements, q txn.Querier) error {
-		taken = nil
+		taken, bad = nil, nil
 		var positions []string
 		err := q.Query(ctx, said.due, []any{t.Group, t.Limit}, func(row txn.Scanner) error {
 			var pos int64
-			var attempts int
-			var history, head, payload []byte
-			if err := row.Scan(&pos, &attempts, &history, &head, &payload); err != nil {
+			w := written{group: t.Group}
+			if err := row.Scan(&pos, &w.id, &w.key, &w.attempts, &w.history, &w.head, &w.payload); err != nil {
 				return err
 			}
-			e, err := form.Decode(t.Group, history, head, payload, attempts)
-			taken, positions = append(taken, e), append(positions, strconv.FormatInt(pos, 10))
-			return err
+			positions = append(positions, strconv.FormatInt(pos, 10))
+			if e, err := form.Decode(w.group, w.history, w.head, w.payload, w.attempts); err != nil {
+				bad = append(bad, unreadable{pos: pos, id: w.id, key: w.key, topic: e.Topic, cause: err})
+			} else {
+				taken = append(taken, e)
+			}
+			return nil
 		})
 		if err != nil || len(positions) == 0 {
 			return err
@@ -152,7 +142,10 @@ func (s *Store) Take(ctx context.Context, t store.Take) (taken []store.Entry, ne
 	if err != nil {
 		return nil, 0, err
 	}
-	if len(taken) == t.Limit {
+	for _, u := range bad {
+		t.Unreadable(u.id, errors.Join(u.cause, s.setAside(ctx, t, u)))
+	}
+	if len(taken)+len(bad) == t.Limit {
 		return taken, 0, nil
 	}
 	next, err = s.next(ctx, t.Group)

@@ -15,12 +15,15 @@ type statements struct {
 	dialect txn.Dialect
 
 	look, busy, tail, insert, raise          string
-	wait, due, lease                         string
+	wait, due, lease, setAside, clear        string
 	renew, begin, give, remove, removeLonely string
 	next, holds, stats                       string
 
 	put, list, get, letters, bury, revive, note, audit string
 }
+
+// letters begins the statements that read them.
+const letters = `SELECT id, {died}, reason, error, attempts, message_id, order_key, topic, history, head, `
 
 func translate(d txn.Dialect) *statements {
 	s := &statements{dialect: d,
@@ -35,9 +38,13 @@ func translate(d txn.Dialect) *statements {
 		raise: `UPDATE millrace_delayed SET attempts = ? WHERE grp = ? AND message_id = ? AND attempts < ?`,
 
 		wait: `SELECT {wait} FROM millrace_delayed {by due} WHERE grp = ? AND due_at IS NOT NULL ORDER BY due_at LIMIT 1`,
-		due: `SELECT pos, attempts, history, head, payload FROM millrace_delayed {by due} WHERE grp = ? AND due_at <= {now}
+		due: `SELECT pos, message_id, order_key, attempts, history, head, payload FROM millrace_delayed {by due} WHERE grp = ? AND due_at <= {now}
 			ORDER BY due_at LIMIT ? {skip}`,
 		lease: `UPDATE millrace_delayed SET owner = ?, due_at = {later} WHERE pos IN (`,
+		setAside: `INSERT INTO millrace_dead_letters (grp, message_id, order_key, died_at, topic, reason, error, attempts, history, head, payload)
+			SELECT grp, message_id, order_key, {now}, ?, ?, ?, attempts, history, head, payload
+			FROM millrace_delayed WHERE pos = ? AND owner = ?`,
+		clear: `DELETE FROM millrace_delayed WHERE pos = ? AND owner = ?`,
 
 		holds: `SELECT 1 FROM millrace_delayed WHERE grp = ? AND message_id = ? AND owner = ? AND owner <> ''`,
 		renew: `UPDATE millrace_delayed SET due_at = {later} WHERE grp = ? AND message_id = ? AND owner = ? AND owner <> ''`,
@@ -56,24 +63,27 @@ func translate(d txn.Dialect) *statements {
 
 		put: `INSERT INTO millrace_dead_letters (grp, message_id, order_key, died_at, topic, reason, error, attempts, history, head, payload)
 			VALUES (?, ?, ?, {now}, ?, ?, ?, ?, ?, ?, ?)`,
-		list: `SELECT id, {died}, reason, error, attempts, history, head, length(payload) FROM millrace_dead_letters WHERE grp = ? AND id > ?`,
-		get:  `SELECT id, {died}, reason, error, attempts, history, head, payload FROM millrace_dead_letters WHERE grp = ? AND id = ?`,
-		letters: `SELECT id, {died}, reason, error, attempts, history, head, payload FROM millrace_dead_letters
-			WHERE grp = ? AND id = ? {lock}`,
-		bury: `DELETE FROM millrace_dead_letters WHERE id = ?`,
-		revive: `UPDATE millrace_delayed SET attempts = 0, owner = '', due_at = CASE WHEN due_at IS NULL THEN NULL ELSE {now} END
+		list:    letters + `length(payload) FROM millrace_dead_letters WHERE grp = ? AND id > ?`,
+		get:     letters + `payload FROM millrace_dead_letters WHERE grp = ? AND id = ?`,
+		letters: letters + `payload FROM millrace_dead_letters WHERE grp = ? AND id = ? {lock}`,
+		bury:    `DELETE FROM millrace_dead_letters WHERE id = ?`,
+		revive: `UPDATE millrace_delayed SET attempts = 0, owner = '', history = ?, due_at = CASE WHEN due_at IS NULL THEN NULL ELSE {now} END
 			WHERE grp = ? AND message_id = ?`,
 		note: `INSERT INTO millrace_dead_audit (grp, decided_at, action, letter, message_id, new_id, who, why)
 			VALUES (?, {now}, ?, ?, ?, ?, ?, ?)`,
 		audit: `SELECT id, {decided}, action, letter, message_id, new_id, who, why FROM millrace_dead_audit
 			WHERE grp = ? AND id > ? ORDER BY id LIMIT ?`,
 	}
-	for _, text := range []*string{&s.look, &s.busy, &s.tail, &s.insert, &s.raise, &s.wait, &s.due, &s.lease, &s.renew, &s.begin,
-		&s.give, &s.remove, &s.removeLonely, &s.next, &s.holds, &s.stats, &s.put, &s.list, &s.get, &s.letters, &s.bury,
-		&s.revive, &s.note, &s.audit} {
+	for _, text := range s.all() {
 		*text = s.text(*text)
 	}
 	return s
+}
+
+func (s *statements) all() []*string {
+	return []*string{&s.look, &s.busy, &s.tail, &s.insert, &s.raise, &s.wait, &s.due, &s.lease, &s.setAside, &s.clear, &s.renew, &s.begin,
+		&s.give, &s.remove, &s.removeLonely, &s.next, &s.holds, &s.stats, &s.put, &s.list, &s.get, &s.letters, &s.bury,
+		&s.revive, &s.note, &s.audit}
 }
 
 var words = map[txn.Dialect]*strings.Replacer{

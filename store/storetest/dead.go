@@ -16,7 +16,7 @@ var deadRules = []rule{
 	{"a message that is dead already is not dead twice", deadOnce},
 	{"letters are listed oldest first, by pages, without payloads", listed},
 	{"a filter chooses by reason, topic, id and time", filtered},
-	{"a replayed letter is due for its group alone, with no attempts", replayed},
+	{"a replayed letter is due for its group alone, with no attempts and no history", replayed},
 	{"a letter is replayed once, whoever else tries", replayedOnce},
 	{"a replay of a message that is stored starts that copy anew, and its holder has lost it", replayOverStored},
 	{"a replayed message of a closed key waits for its turn", replayIntoClosedKey},
@@ -164,7 +164,7 @@ func filtered(s *suite) {
 
 func replayed(s *suite) {
 	l := s.letter("m")
-	l.Attempts = 5
+	l.Attempts, l.Returns, l.History = 5, 4, []store.Failure{{Attempt: 5, Reason: "r"}}
 	id := s.buryLetter(l).ID
 	other := s.letter("m")
 	other.Group += "2"
@@ -175,7 +175,8 @@ func replayed(s *suite) {
 		s.Fatalf("done %v", done)
 	}
 	e := s.takeOne("a", "m")
-	if e.Attempts != 0 || string(e.Payload) != "payload of m" || e.Metadata["name"] != "value of m" || e.Topic != "orders" {
+	s.anew(e)
+	if string(e.Payload) != "payload of m" || e.Metadata["name"] != "value of m" || e.Topic != "orders" {
 		s.Fatalf("got %+v", e)
 	}
 	if got := s.listedIDs(store.Filter{}); got != "[]" {
@@ -220,14 +221,20 @@ func replayedOnce(s *suite) {
 
 func replayOverStored(s *suite) {
 	e := s.message("m")
-	e.Attempts = 5
+	e.Attempts, e.Returns, e.History = 5, 4, []store.Failure{{Attempt: 5, Reason: "r"}}
 	s.put(e, 0)
 	e = s.takeOne("a", "m")
 	id := s.bury("m").ID
 	s.decide(store.Replayed, id)
 	s.mustForget(e, "a", false)
-	if got := s.takeOne("b", "m"); got.Attempts != 0 {
-		s.Fatalf("%d attempts", got.Attempts)
+	s.anew(s.takeOne("b", "m"))
+}
+
+// anew checks that a message begins a new life: what is left of the former would be taken for its own.
+func (s *suite) anew(e store.Entry) {
+	s.Helper()
+	if e.Attempts != 0 || e.Returns != 0 || len(e.History) > 0 {
+		s.Fatalf("%d attempts, %d returns, history %v", e.Attempts, e.Returns, e.History)
 	}
 }
 
@@ -329,6 +336,7 @@ func editedReplay(s *suite) {
 		s.Fatal(err)
 	}
 	e := s.takeOne("a", newID)
+	s.anew(e)
 	if newID == "m" || string(e.Payload) != "mended" || e.Metadata[store.MetaReplayOf] != "m" || e.Metadata["name"] != "value of m" {
 		s.Fatalf("got %+v", e)
 	}

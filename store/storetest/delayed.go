@@ -141,9 +141,10 @@ func eachToOne(s *suite) {
 	var mu sync.Mutex
 	got := map[string]int{}
 	var wg sync.WaitGroup
+	end := time.Now().Add(patience)
 	for i := range 20 {
 		wg.Go(func() {
-			for try := range 100 {
+			for try := 0; time.Now().Before(end); try++ {
 				taken, _, err := s.Take(s.Context(), store.Take{Group: s.group, Owner: fmt.Sprint(i, " ", try), Limit: 3, Lease: long})
 				if err != nil {
 					s.Error(err)
@@ -210,7 +211,7 @@ func tellsNext(s *suite) {
 
 func leaseEnds(s *suite) {
 	s.put(s.message("m"), 0)
-	s.takeFor("crashed", "m", Lease)
+	s.takeBriefly("crashed", "m")
 	var got []store.Entry
 	s.until("the lease ends", func() bool { got = s.take("b", 10, long); return len(got) > 0 })
 	if got[0].MessageID != "m" || string(got[0].Payload) != "payload of m" {
@@ -220,7 +221,7 @@ func leaseEnds(s *suite) {
 
 func renewed(s *suite) {
 	s.put(s.message("m"), 0)
-	e := s.takeFor("a", "m", Lease)
+	e := s.takeBriefly("a", "m")
 	s.mustRenew(e, "a", true)
 	end := time.Now().Add(2 * Lease)
 	s.until("two leases have passed", func() bool { s.takeNone(); return time.Now().After(end) })
@@ -229,7 +230,7 @@ func renewed(s *suite) {
 
 func zombie(s *suite) {
 	s.put(s.message("m"), 0)
-	e := s.takeFor("zombie", "m", Lease)
+	e := s.takeBriefly("zombie", "m")
 	s.until("taken over", func() bool { return len(s.take("b", 10, long)) > 0 })
 	s.mustRenew(e, "zombie", false)
 	s.mustBegin(e, "zombie", 7, false)
@@ -245,7 +246,7 @@ func zombie(s *suite) {
 
 func beginRecords(s *suite) {
 	s.put(s.message("m"), 0)
-	e := s.takeFor("crashed", "m", Lease)
+	e := s.takeBriefly("crashed", "m")
 	s.mustBegin(e, "crashed", 1, true)
 	s.mustBegin(e, "crashed", 1, true)
 	s.mustBegin(e, "crashed", 2, true)

@@ -88,79 +88,89 @@ func deferIntoClosedKey(s *suite) {
 }
 
 // appendAgainstLast: for each key one goroutine delivers messages as a broker would, one after the other,
-// while another handles what is stored. A message that is Open is handled by the first.
+// while others handle what is stored. A message that is Open is handled by the first.
 func appendAgainstLast(s *suite) {
 	const keys, each = 5, 4
-	rounds := max(1, s.races/(keys*each))
-	for round := range rounds {
-		var mu sync.Mutex
-		handled := map[string][]int{}
-		total := func() (n int) {
-			mu.Lock()
-			defer mu.Unlock()
-			for _, h := range handled {
-				n += len(h)
-			}
-			return n
-		}
-		note := func(key, id string) {
-			mu.Lock()
-			defer mu.Unlock()
-			var n int
-			_, _ = fmt.Sscanf(id[len(key)+1:], "%d", &n)
-			handled[key] = append(handled[key], n)
-		}
-		var brokers, stored sync.WaitGroup
+	for round := range max(1, s.races/(keys*each)) {
+		j := &journal{handled: map[string][]string{}}
+		var brokers, handlers sync.WaitGroup
 		ended := make(chan struct{})
 		for k := range keys {
 			key := fmt.Sprintf("r%dk%d", round, k)
 			s.put(s.keyed(key+"-0", key), 0)
-			brokers.Go(func() {
-				for n := 1; n <= each; n++ {
-					e := s.keyed(fmt.Sprintf("%s-%d", key, n), key)
-					switch a, err := s.Admit(s.Context(), e); {
-					case err != nil:
-						s.Error(err)
-					case a == store.Open:
-						note(key, e.MessageID)
-					case a != store.Behind:
-						s.Errorf("admit %s: %v", e.MessageID, a)
-					}
-				}
-			})
+			brokers.Go(func() { s.deliverKey(j, key, each) })
 		}
 		for w := range 3 {
-			stored.Go(func() {
-				for try := 0; ; try++ {
-					select {
-					case <-ended:
-						return
-					default:
-					}
-					owner := fmt.Sprint(w, " ", try)
-					taken, _, err := s.Take(s.Context(), store.Take{Group: s.group, Owner: owner, Limit: 2, Lease: long})
-					if err != nil {
-						s.Error(err)
-						return
-					}
-					for _, e := range taken {
-						note(e.OrderKey, e.MessageID)
-						if held, err := s.Forget(s.Context(), e, owner); err != nil || !held {
-							s.Errorf("forget %s: %v, %v", e.MessageID, held, err)
-						}
-					}
-				}
-			})
+			handlers.Go(func() { s.handleStored(j, fmt.Sprint(w), ended) })
 		}
 		brokers.Wait()
-		s.until("nothing is stuck", func() bool { return s.Failed() || total() == keys*(each+1) })
+		s.until("nothing is stuck", func() bool { return s.Failed() || j.total() == keys*(each+1) })
 		close(ended)
-		stored.Wait()
-		for key, got := range handled {
+		handlers.Wait()
+		for key, got := range j.handled {
 			if !slices.IsSorted(got) || len(got) != each+1 {
 				s.Fatalf("key %s: handled %v", key, got)
 			}
 		}
 	}
 	s.stats(store.Stats{})
+}
+
+// journal is what was handled of each key, in this order.
+type journal struct {
+	mu      sync.Mutex
+	handled map[string][]string
+}
+
+func (j *journal) note(e store.Entry) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.handled[e.OrderKey] = append(j.handled[e.OrderKey], e.MessageID)
+}
+
+func (j *journal) total() (n int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, got := range j.handled {
+		n += len(got)
+	}
+	return n
+}
+
+// deliverKey delivers messages 1 to n of a key.
+func (s *suite) deliverKey(j *journal, key string, n int) {
+	for i := range n {
+		e := s.keyed(fmt.Sprintf("%s-%d", key, i+1), key)
+		switch a, err := s.Admit(s.Context(), e); {
+		case err != nil:
+			s.Error(err)
+		case a == store.Open:
+			j.note(e)
+		case a != store.Behind:
+			s.Errorf("admit %s: %v", e.MessageID, a)
+		}
+	}
+}
+
+// handleStored handles what is stored until the end.
+func (s *suite) handleStored(j *journal, name string, ended <-chan struct{}) {
+	for try := 0; ; try++ {
+		select {
+		case <-ended:
+			return
+		default:
+		}
+		owner := fmt.Sprint(name, " ", try)
+		taken, _, err := s.Take(s.Context(), store.Take{Group: s.group, Owner: owner, Limit: 2, Lease: long})
+		if err != nil {
+			s.Error(err)
+			return
+		}
+		for _, e := range taken {
+			j.note(e)
+			if held, err := s.Forget(s.Context(), e, owner); err != nil || !held {
+				s.Errorf("forget %s: %v, %v", e.MessageID, held, err)
+			}
+		}
+	}
 }

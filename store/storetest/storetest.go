@@ -15,7 +15,12 @@ import (
 // Lease is how long the leases of the suite last that are meant to end while it waits.
 const Lease = 100 * time.Millisecond
 
-const long = time.Minute
+// long is the leases and delays that are not to end while a rule looks; patience is how long it waits for
+// what has to happen.
+const (
+	long     = 10 * time.Minute
+	patience = time.Minute
+)
 
 // TestStore runs the rules, each as a subtest. The stores may share their tables or their server: each
 // rule has a group of its own. Races is how often the rules about races are tried; 0 = 50.
@@ -81,31 +86,45 @@ func (s *suite) take(owner string, limit int, lease time.Duration) []store.Entry
 	return taken
 }
 
-// taken asks again while something is due: a call may leave out what another looks at in that moment.
-func (s *suite) taken(owner string, limit int, lease time.Duration) ([]store.Entry, time.Duration) {
+// taken asks again while something is due: a call may leave out what another looks at in that moment. So the
+// lease has to be long, or what was taken is due again.
+func (s *suite) taken(owner string, limit int, lease time.Duration) (all []store.Entry, next time.Duration) {
 	s.Helper()
-	var all []store.Entry
-	for {
-		taken, next, err := s.Take(s.Context(), store.Take{Group: s.group, Owner: owner, Limit: limit - len(all), Lease: lease})
-		if err != nil {
-			s.Fatal(err)
-		}
-		all = append(all, taken...)
-		if next != 0 || len(all) == limit {
-			return all, next
-		}
+	s.until("nothing is due, or the limit is reached", func() bool {
+		var some []store.Entry
+		some, next = s.takeOnce(owner, limit-len(all), lease)
+		all = append(all, some...)
+		return next != 0 || len(all) == limit
+	})
+	return all, next
+}
+
+func (s *suite) takeOnce(owner string, limit int, lease time.Duration) ([]store.Entry, time.Duration) {
+	s.Helper()
+	taken, next, err := s.Take(s.Context(), store.Take{Group: s.group, Owner: owner, Limit: limit, Lease: lease})
+	if err != nil {
+		s.Fatal(err)
 	}
+	return taken, next
 }
 
 // takeOne takes the one message that is due.
 func (s *suite) takeOne(owner, id string) store.Entry {
 	s.Helper()
-	return s.takeFor(owner, id, long)
+	return s.alone(s.take(owner, 10, long), id)
 }
 
-func (s *suite) takeFor(owner, id string, lease time.Duration) store.Entry {
+// takeBriefly takes the one message that is due, for a lease that is meant to end while the rule waits. It may
+// have ended when this returns; nobody has taken over then, so the owner still holds the message.
+func (s *suite) takeBriefly(owner, id string) store.Entry {
 	s.Helper()
-	got, _ := s.taken(owner, 10, lease)
+	var got []store.Entry
+	s.until("taken by "+owner, func() bool { got, _ = s.takeOnce(owner, 10, Lease); return len(got) > 0 })
+	return s.alone(got, id)
+}
+
+func (s *suite) alone(got []store.Entry, id string) store.Entry {
+	s.Helper()
 	if len(got) != 1 || got[0].MessageID != id {
 		s.Fatalf("took %v, want %s alone", ids(got), id)
 	}
@@ -175,10 +194,10 @@ func (s *suite) stats(want store.Stats) {
 
 func (s *suite) until(what string, cond func() bool) {
 	s.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(patience)
 	for !cond() {
 		if time.Now().After(deadline) {
-			s.Fatalf("waited 30s for: %s", what)
+			s.Fatalf("waited %s for: %s", patience, what)
 		}
 		time.Sleep(2 * time.Millisecond) // between two looks
 	}

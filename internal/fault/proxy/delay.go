@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"io"
 	"net"
 	"sync"
@@ -107,7 +108,7 @@ func (d *delayed) pipe(dst, src net.Conn) {
 			pieces <- piece{time.Now().Add(d.delay), buffer[:n]}
 		}
 		if err != nil {
-			if err != io.EOF {
+			if !errors.Is(err, io.EOF) {
 				_ = dst.Close()
 			}
 			return

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/millrace-go/millrace/internal/fault/proxy"
+	"github.com/millrace-go/millrace/internal/testenv/port"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -77,7 +78,7 @@ func (c *client) say(t *testing.T, line string) {
 }
 
 func (c *client) hear(t *testing.T) (string, error) {
-	require.NoError(t, c.SetReadDeadline(time.Now().Add(10*time.Second)))
+	require.NoError(t, c.SetReadDeadline(time.Now().Add(time.Minute)))
 	line, err := c.in.ReadString('\n')
 	return strings.TrimSuffix(line, "\n"), err
 }
@@ -101,7 +102,7 @@ func (c *client) expectCut(t *testing.T) {
 }
 
 func eventually(t *testing.T, what string, cond func() bool) {
-	require.Eventually(t, cond, 10*time.Second, 5*time.Millisecond, what)
+	require.Eventually(t, cond, time.Minute, 5*time.Millisecond, what)
 }
 
 func TestTrafficPassesBothWays(t *testing.T) {
@@ -227,10 +228,9 @@ func TestOnBytesFindsAPatternAcrossReadsAndFiresOnce(t *testing.T) {
 }
 
 func TestAServerThatIsDownEndsTheClientsConnection(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	n, err := port.Free()
 	require.NoError(t, err)
-	require.NoError(t, ln.Close())
-	c := dial(t, proxy.New(t, ln.Addr().String()).Addr)
+	c := dial(t, proxy.New(t, port.Address(n)).Addr)
 	_, err = c.hear(t)
 	require.True(t, errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET), "%v", err)
 }

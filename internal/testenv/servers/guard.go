@@ -100,7 +100,7 @@ func (g *guard) close() error {
 	if err := g.input.Close(); err != nil {
 		return fmt.Errorf("guard: close: %w", err)
 	}
-	late := time.AfterFunc(time.Minute, func() { _ = g.cmd.Process.Kill() })
+	late := time.AfterFunc(3*time.Minute, func() { _ = g.cmd.Process.Kill() })
 	defer late.Stop()
 	if err := g.cmd.Wait(); err != nil {
 		return fmt.Errorf("guard: %w", err)

@@ -49,7 +49,7 @@ func (p *Pool) Close() error {
 	}()
 	select {
 	case <-ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		return errors.Join(err, errors.New("some servers did not end"))
 	}
 	p.guard = nil

@@ -39,7 +39,7 @@ func descendants(pid int) ([]int, error) {
 
 // gone waits until the processes have ended.
 func gone(pids []int) error {
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		list, err := list()
 		if err != nil {

@@ -30,7 +30,7 @@ type running struct {
 }
 
 // stopTimeout is for a graceful shutdown; after it the server is killed.
-const stopTimeout = 30 * time.Second
+const stopTimeout = 2 * time.Minute
 
 func (p *processes) start(context.Context) error {
 	if p.main != nil && !p.main.ended() {
@@ -89,7 +89,7 @@ func (p *processes) alive() error {
 		}
 		if r.ended() {
 			log, _ := os.ReadFile(r.log)
-			return fmt.Errorf("%s ended: %v\n%s", filepath.Base(r.log), r.err, lastLines(string(log)))
+			return fmt.Errorf("%s ended: %w\n%s", filepath.Base(r.log), r.err, lastLines(string(log)))
 		}
 	}
 	return nil

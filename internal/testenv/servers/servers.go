@@ -55,7 +55,7 @@ func (k Kind) Variable() string {
 const AdminVariable = "MILLRACE_TEST_RABBITMQ_ADMIN"
 
 // startTimeout is for the slowest server on a machine that is busy with other tests.
-const startTimeout = 2 * time.Minute
+const startTimeout = 3 * time.Minute
 
 // Options is how a server is started.
 type Options struct {
@@ -148,7 +148,7 @@ func (s *Server) ready(ctx context.Context) error {
 		if err := s.machine.alive(); err != nil {
 			return err
 		}
-		once, cancel := context.WithTimeout(ctx, 5*time.Second)
+		once, cancel := context.WithTimeout(ctx, 20*time.Second)
 		err := s.ping(once)
 		cancel()
 		if err == nil {

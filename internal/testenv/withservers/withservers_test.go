@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"io"
 	"net"
 	"net/url"
 	"os"
@@ -23,12 +24,13 @@ func TestMain(m *testing.M) {
 }
 
 // launch starts the launcher with Redis, and a command that tells where it is and waits.
-func launch(t *testing.T, script string) (*exec.Cmd, *bufio.Scanner) {
+func launch(t *testing.T, script string, stdin io.Reader) (*exec.Cmd, *bufio.Scanner) {
 	t.Helper()
 	cmd := testenv.Child(t, "launcher", servers.Redis.Variable()+"=")
 	cmd.Args = append(cmd.Args, "-only", "redis", "--", "sh", "-c", script)
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
+	cmd.Stdin = stdin
 	require.NoError(t, cmd.Start())
 	return cmd, bufio.NewScanner(out)
 }
@@ -52,7 +54,7 @@ func listens(host string) bool {
 }
 
 func TestTheCommandFindsTheServerAndItsStatusIsReturned(t *testing.T) {
-	cmd, lines := launch(t, tell+"read line; exit 7")
+	cmd, lines := launch(t, tell+"read line; exit 7", nil)
 	h := host(t, lines)
 	var exit *exec.ExitError
 	require.ErrorAs(t, cmd.Wait(), &exit)
@@ -62,7 +64,7 @@ func TestTheCommandFindsTheServerAndItsStatusIsReturned(t *testing.T) {
 
 func TestASignalEndsTheCommandItsChildrenAndTheServer(t *testing.T) {
 	for _, sig := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
-		cmd, lines := launch(t, tell+"sleep 1000 & echo $!; wait")
+		cmd, lines := launch(t, tell+"sleep 1000 & echo $!; wait", nil)
 		h := host(t, lines)
 		require.True(t, lines.Scan())
 		require.True(t, lines.Scan())
@@ -71,7 +73,7 @@ func TestASignalEndsTheCommandItsChildrenAndTheServer(t *testing.T) {
 		require.NoError(t, cmd.Process.Signal(sig))
 		require.Error(t, cmd.Wait())
 		require.False(t, listens(h))
-		testenv.Eventually(t, 10*time.Second, "the command's child to end", func() bool {
+		testenv.Eventually(t, time.Minute, "the command's child to end", func() bool {
 			stat, err := os.ReadFile(sleeper)
 			return err != nil || strings.Contains(string(stat), ") Z ")
 		})
@@ -79,12 +81,15 @@ func TestASignalEndsTheCommandItsChildrenAndTheServer(t *testing.T) {
 }
 
 func TestTheServerEndsWhenTheLauncherIsKilled(t *testing.T) {
-	cmd, lines := launch(t, tell+"exec sleep 3")
+	stdin, alive, err := os.Pipe() // the command runs until the other end is closed
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = alive.Close(); _ = stdin.Close() })
+	cmd, lines := launch(t, tell+"exec cat", stdin)
 	h := host(t, lines)
 	require.True(t, listens(h))
 	require.NoError(t, cmd.Process.Kill())
 	require.Error(t, cmd.Wait())
-	testenv.Eventually(t, 20*time.Second, "the server to end", func() bool { return !listens(h) })
+	testenv.Eventually(t, time.Minute, "the server to end", func() bool { return !listens(h) })
 }
 
 func TestAServerInTheEnvironmentIsNotStarted(t *testing.T) {

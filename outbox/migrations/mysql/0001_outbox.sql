@@ -149,11 +149,13 @@ CREATE TABLE IF NOT EXISTS millrace_sent (
     KEY millrace_sent_expires (expires_at)
 ) ENGINE = InnoDB;
 
--- What consumer groups said about a message, whatever its state: it may overtake the settle.
+-- What consumer groups said about a message, whatever its state: it may overtake the settle. sending is the
+-- one that it answers, 2147483647 if it does not say.
 CREATE TABLE IF NOT EXISTS millrace_confirmations (
     id      VARBINARY(64)  NOT NULL,
     grp     VARBINARY(200) NOT NULL,
     outcome VARCHAR(20)    CHARACTER SET ascii NOT NULL,
+    sending INT            NOT NULL DEFAULT 2147483647,
     error   TEXT           CHARACTER SET utf8mb4 NOT NULL,
     at      DATETIME(6)    NOT NULL,
     PRIMARY KEY (id, grp),

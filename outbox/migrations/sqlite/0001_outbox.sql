@@ -157,11 +157,13 @@ CREATE INDEX IF NOT EXISTS millrace_sent_due ON millrace_sent (lane, due_at) WHE
 
 CREATE INDEX IF NOT EXISTS millrace_sent_expires ON millrace_sent (expires_at) WHERE expires_at IS NOT NULL;
 
--- What consumer groups said about a message, whatever its state: it may overtake the settle.
+-- What consumer groups said about a message, whatever its state: it may overtake the settle. sending is the
+-- one that it answers, 2147483647 if it does not say.
 CREATE TABLE IF NOT EXISTS millrace_confirmations (
     id      TEXT    NOT NULL,
     grp     TEXT    NOT NULL,
     outcome TEXT    NOT NULL,
+    sending INTEGER NOT NULL DEFAULT 2147483647,
     error   TEXT    NOT NULL DEFAULT '',
     at      INTEGER NOT NULL,
     PRIMARY KEY (id, grp)
