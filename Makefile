@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 # Packages run two at a time: they share the servers, and wait for them more than they compute.
 TEST_FLAGS ?= -race -count=1 -p 2
 # One package, so that a test that hangs ends with all its goroutines' stacks.
-TEST_TIMEOUT ?= 10m
+TEST_TIMEOUT ?= 20m
 # e.g. make test MODULES=. RUN=TestForwarder; a module in which no test ran fails
 RUN ?= .
 

@@ -148,18 +148,21 @@ func (p *pipeline) announce(ctx context.Context) {
 // is refused by the destination, its refusals are not to count.
 func (p *pipeline) ready(ctx context.Context, it *item) bool {
 	s := p.s
+	s.mu.Lock()
+	careful := it.careful() // a settle may end the care at this moment
+	s.mu.Unlock()
 	if it.row.Err != nil {
 		it.attempt = it.counted + 1
 		s.set(it, taskPark, "encoding", bounded(it.row.Err.Error(), 500))
 		return false
 	}
-	if it.attempt == 0 && it.counted >= p.cfg.MaxAttempts && it.careful() {
+	if it.attempt == 0 && it.counted >= p.cfg.MaxAttempts && careful {
 		it.attempt = it.counted
 		s.set(it, taskPark, "attempts_exhausted", "the outcome of the last attempt is not known: its forwarder died")
 		return false
 	}
 	it.begin(p.cfg.MaxAttempts)
-	if it.attempt <= it.counted || !it.careful() && (it.counted == 0 || p.dest.suspected()) {
+	if it.attempt <= it.counted || !careful && (it.counted == 0 || p.dest.suspected()) {
 		return true
 	}
 	call, cancel := context.WithTimeout(ctx, s.storeTimeout())

@@ -27,6 +27,8 @@ type ConfirmConfig struct {
 	Outbox message.Publisher
 	// Topic is where confirmations go. Default: where each message says.
 	Topic string
+	// Key, if set, signs each confirmation: one of the producer's outbox.Confirming.Keys, of at least 32 bytes.
+	Key []byte
 	// Background acknowledges a message without waiting for the broker to have its direct confirmation. That
 	// costs next to nothing; a confirmation that a crash or an outage then loses costs the producer's
 	// deadline, and a copy that is confirmed again. At most 1000 are under way; more wait.
@@ -74,6 +76,9 @@ func (c ConfirmConfig) check() error {
 	if _, err := (confirmation.Confirmation{ID: "any", Group: c.Group, Outcome: confirmation.Done}).Message(); err != nil {
 		errs = append(errs, fmt.Errorf("middleware: Confirm: Group %q: want 1 to 100 bytes of text", c.Group))
 	}
+	if len(c.Key) > 0 && len(c.Key) < confirmation.MinKey {
+		errs = append(errs, fmt.Errorf("middleware: Confirm: Key has %d bytes: at least %d", len(c.Key), confirmation.MinKey))
+	}
 	if c.Publisher == nil {
 		errs = append(errs, errors.New("middleware: Confirm: no Publisher"))
 	}
@@ -96,7 +101,7 @@ func (c *confirmer) handle(msg *message.Message, topic string, rec *delivery.Rec
 	ctx, about := msg.Context(), confirmation.Confirmation{ID: msg.UUID, Group: c.cfg.Group, Sending: confirmation.Answered(msg.Metadata)}
 	if c.cfg.Outbox != nil {
 		rec.Within(func(tx context.Context) error {
-			said, err := word(about, confirmation.Done, "")
+			said, err := c.word(about, confirmation.Done, "")
 			if err != nil {
 				return err
 			}
@@ -134,8 +139,11 @@ func lastReason(rec *delivery.Record) string {
 	return "poisoned"
 }
 
-func word(about confirmation.Confirmation, outcome confirmation.Outcome, reason string) (*message.Message, error) {
+func (c *confirmer) word(about confirmation.Confirmation, outcome confirmation.Outcome, reason string) (*message.Message, error) {
 	about.Outcome, about.Reason, about.At = outcome, reason, time.Now().UTC()
+	if len(c.cfg.Key) > 0 {
+		about = about.Sign(c.cfg.Key)
+	}
 	return about.Message()
 }
 
@@ -152,7 +160,7 @@ func (c *confirmer) tellLater(ctx context.Context, topic string, about confirmat
 
 // tell sends a confirmation, also when ctx has ended: the message has been handled.
 func (c *confirmer) tell(ctx context.Context, topic string, about confirmation.Confirmation, outcome confirmation.Outcome, reason string) error {
-	said, err := word(about, outcome, reason)
+	said, err := c.word(about, outcome, reason)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package middleware_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -95,6 +96,26 @@ func TestTheProducerHearsOfAMessageThatWasGivenUp(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, pub.on("poison"), 1)
 	require.Equal(t, []string{"m failed by billing"}, said(t, pub.on(words)))
+}
+
+func TestAConfirmationIsSignedWithTheKey(t *testing.T) {
+	t.Parallel()
+	pub, key := &memoryPublisher{}, []byte(strings.Repeat("k", 32))
+	for _, handler := range []message.HandlerFunc{works, fails} {
+		h := chain(handler,
+			must(t)(middleware.PoisonQueue(middleware.PoisonConfig{Publisher: pub, Topic: "poison"})),
+			must(t)(middleware.Confirm(middleware.ConfirmConfig{Group: "billing", Publisher: pub, Key: key})))
+		_, err := h(asking(t, "m"))
+		require.NoError(t, err)
+	}
+	require.Len(t, pub.on(words), 2)
+	for _, m := range pub.on(words) {
+		c, err := confirmation.Parse(m.Payload)
+		require.NoError(t, err)
+		require.True(t, c.SignedBy(key))
+	}
+	_, err := middleware.Confirm(middleware.ConfirmConfig{Group: "billing", Publisher: pub, Key: []byte("short")})
+	require.ErrorContains(t, err, "Key has 5 bytes")
 }
 
 func TestAConfirmationNamesTheSendingThatItAnswers(t *testing.T) {

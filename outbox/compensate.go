@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/millrace-go/millrace/internal/confirmation"
@@ -15,6 +16,8 @@ import (
 type compensation struct {
 	box  *Box
 	pace confirmation.Pace
+
+	forged atomic.Uint64 // confirmations that nobody had signed
 }
 
 const (

@@ -26,6 +26,10 @@ type Confirming struct {
 	// gets: what it writes and publishes there is committed with it. On an error the message stays as it
 	// was, and OnDead is called again later.
 	OnDead func(ctx context.Context, r Record) error
+	// Keys, if there are any, are those with which consumers may sign (middleware.ConfirmConfig.Key), each of at least
+	// 32 bytes. A confirmation that none of them has signed is dropped, and counted: see Box.Forged. While a key is
+	// changed, name the new one and the old one.
+	Keys [][]byte
 	// OnLate is told of a confirmation that came when the message was dead already.
 	OnLate func(ctx context.Context, r Record, c Confirmed)
 }
@@ -41,6 +45,11 @@ func (c Confirming) check() error {
 	}
 	if c.PerSecond < 0 {
 		errs = append(errs, errors.New("outbox: Config.Confirming.PerSecond is negative"))
+	}
+	for i, key := range c.Keys {
+		if len(key) < confirmation.MinKey {
+			errs = append(errs, fmt.Errorf("outbox: Config.Confirming.Keys[%d] has %d bytes: at least %d", i, len(key), confirmation.MinKey))
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -64,11 +73,16 @@ func (b *Box) ConfirmTopic() string { return b.cfg.Confirming.withDefaults().Top
 //
 // A confirmation counts whatever the state of its message: one that overtakes the forwarder is found when
 // the message has been sent, and one that comes when the message is dead is kept, and told to OnLate. One
-// that cannot be read is logged and dropped. Confirmations may come twice, and in any order.
+// that cannot be read, or is not signed as Confirming.Keys ask, is logged and dropped. Confirmations may come twice, and in any order.
 func (b *Box) Confirmations(msg *message.Message) error {
 	c, err := confirmation.Parse(msg.Payload)
 	if err != nil {
 		b.log.WarnContext(msg.Context(), "a confirmation that is none was dropped", "message_id", msg.UUID, "error", err)
+		return nil
+	}
+	if keys := b.cfg.Confirming.Keys; len(keys) > 0 && !c.SignedBy(keys...) {
+		b.store.compensation.forged.Add(1)
+		b.log.WarnContext(msg.Context(), "a confirmation that nobody has signed was dropped", "message_id", c.ID, "group", c.Group)
 		return nil
 	}
 	if err := b.confirm(msg.Context(), c); err != nil {
@@ -76,6 +90,9 @@ func (b *Box) Confirmations(msg *message.Message) error {
 	}
 	return nil
 }
+
+// Forged is how many confirmations Confirmations has dropped because none of Confirming.Keys had signed them.
+func (b *Box) Forged() uint64 { return b.store.compensation.forged.Load() }
 
 // ConfirmationsPlugin adds Confirmations to a router, as the handler "millrace.confirmations".
 func (b *Box) ConfirmationsPlugin(sub message.Subscriber) message.RouterPlugin {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -427,4 +428,31 @@ func TestAConfirmationWithoutANumberCountsAsItDid(t *testing.T) {
 		a.send()
 		a.wantState("m", outbox.StateDead)
 	})
+}
+
+func TestConfirmationsThatNobodyHasSignedAreDroppedAndCounted(t *testing.T) {
+	t.Parallel()
+	retired, current, forged := []byte(strings.Repeat("r", 32)), []byte(strings.Repeat("c", 32)), []byte(strings.Repeat("f", 32))
+	b := open(t, sqlite, outbox.Config{Confirming: outbox.Confirming{Keys: [][]byte{current, retired}}})
+	hear := func(id string, key []byte) {
+		c := confirmation.Confirmation{ID: id, Group: "billing", Outcome: confirmation.Done, At: time.Now()}
+		if key != nil {
+			c = c.Sign(key)
+		}
+		msg, err := c.Message()
+		require.NoError(t, err)
+		msg.SetContext(t.Context())
+		require.NoError(t, b.box.Confirmations(msg), "dropped, never nacked")
+	}
+	hear("signed", current)
+	hear("signed with the key before", retired)
+	hear("signed with another key", forged)
+	hear("not signed", nil)
+	require.EqualValues(t, 2, b.one(`SELECT count(*) FROM millrace_confirmations`))
+	require.EqualValues(t, 2, b.one(`SELECT count(*) FROM millrace_confirmations WHERE id LIKE 'signed%'`))
+	require.EqualValues(t, 2, b.box.Forged())
+
+	_, err := outbox.New(b.db, outbox.Config{Confirming: outbox.Confirming{Keys: [][]byte{current, []byte("short")}}})
+	require.ErrorContains(t, err, "Confirming.Keys[1] has 5 bytes")
+	require.NotContains(t, err.Error(), "short")
 }

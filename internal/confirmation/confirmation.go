@@ -34,6 +34,8 @@ type Confirmation struct {
 	// 1. 0 is of a consumer that does not tell: it is taken to answer whatever was sent last.
 	Sending int       `json:"sending,omitempty"`
 	At      time.Time `json:"at"`
+	// Signature is that of Sign.
+	Signature string `json:"signature,omitempty"`
 }
 
 // Limits, those of the outbox's columns.
@@ -42,6 +44,8 @@ const (
 	maxGroup  = 100
 	maxReason = 100
 	maxBytes  = 4 << 10
+
+	maxSignature = 200
 )
 
 // Message is the confirmation as it is published. Its id is the same for each "done", and for each "failed" that
@@ -86,6 +90,8 @@ func (c Confirmation) check() error {
 		return errors.New("confirmation: unknown outcome")
 	case c.Sending < 0 || c.Sending >= whatever:
 		return errors.New("confirmation: no valid sending")
+	case len(c.Signature) > maxSignature:
+		return errors.New("confirmation: no valid signature")
 	case !text(c.Reason, maxReason):
 		return errors.New("confirmation: no valid reason")
 	}
