@@ -81,6 +81,7 @@ func (t *Tracing) Inject(ctx context.Context, metadata message.Metadata) {
 
 // span returns the span that travels in metadata, which may be none.
 func (t *Tracing) span(metadata message.Metadata) trace.SpanContext {
+	// A bare context, so that what comes out is what the metadata had.
 	ctx := t.format.Extract(context.Background(), propagation.MapCarrier(metadata))
 	return trace.SpanContextFromContext(ctx)
 }

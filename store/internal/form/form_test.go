@@ -16,7 +16,7 @@ func FuzzAMessageIsReadAsItWasWritten(f *testing.F) {
 	f.Add("\xff", "", "\x00", "", "\u2028", []byte(nil), 0)
 	f.Fuzz(func(t *testing.T, id, topic, key, name, value string, payload []byte, attempts int) {
 		if id == "" {
-			t.Skip("no store takes a message without an id")
+			return // no store takes one
 		}
 		e := store.Entry{Group: "g", MessageID: id, Topic: topic, OrderKey: key, Metadata: map[string]string{name: value}, Payload: payload, Attempts: attempts}
 		history, head, body, err := form.Encode(e)
