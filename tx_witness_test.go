@@ -135,6 +135,11 @@ func TestATransactionWritesAWitnessUnlessItIsReadOnly(t *testing.T) {
 				return err
 			}, millrace.ReadOnly()))
 			require.Error(t, e.InTx(t.Context(), put), "the notes are there already")
+			_, err = millrace.PurgeWitnesses(t.Context(), e.db, time.Hour-1)
+			require.ErrorContains(t, err, "may be needed")
+			n, err := millrace.PurgeWitnesses(t.Context(), e.db, time.Hour)
+			require.NoError(t, err)
+			require.Zero(t, n)
 			require.Equal(t, 1, count(t, e.admin, "SELECT COUNT(*) FROM millrace_witness WHERE kind = 'W'"))
 		})
 	}
