@@ -2,6 +2,7 @@ package forwarder
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -295,6 +296,28 @@ func TestAReplicaThatIsStoppedWhileItRegistersLeavesNothingBehind(t *testing.T) 
 		time.Sleep(time.Second)
 		cancel()
 		require.NoError(t, <-done)
+		survey, err := store.Survey(t.Context())
+		require.NoError(t, err)
+		require.Zero(t, survey.Replicas)
+	})
+}
+
+// A deadlock with a statement that was given up and goes on in the database.
+func TestAReplicaThatMayNotLeaveAtOnceTriesAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store := outboxtest.NewMemory()
+		_, _, stop := start(t, store, &broker{}, Config{})
+		until(t, time.Minute, "it holds all lanes", func() bool { return len(store.Held()) == 1 })
+		refusals := 2
+		store.Intercept(func(op string) error {
+			if op == "Leave" && refusals > 0 {
+				refusals--
+				return errors.New("deadlock")
+			}
+			return nil
+		})
+		require.NoError(t, stop())
 		survey, err := store.Survey(t.Context())
 		require.NoError(t, err)
 		require.Zero(t, survey.Replicas)

@@ -102,14 +102,27 @@ func (s *session) run(ctx context.Context) error {
 	return err
 }
 
+// departures is how often a database that refuses the end of a registration is asked: a deadlock ends well the
+// next time, and one that is down is not waited for.
+const departures = 4
+
 // depart ends the registration and releases the lanes, also when ctx has ended.
 func (s *session) depart(ctx context.Context, within time.Duration) {
 	leave, cancel := context.WithTimeout(context.WithoutCancel(ctx), within)
 	defer cancel()
-	if err := s.store.Leave(leave, s.replica); err != nil {
-		s.log.WarnContext(ctx, "lanes not released, they are free when the lease has ended", "error", err)
+	for tries := 1; ; tries++ {
+		err := s.store.Leave(leave, s.replica)
+		if err == nil {
+			return
+		}
+		if tries == departures || !backoff.Sleep(leave, departBackoff.Delay(tries)) {
+			s.log.WarnContext(ctx, "lanes not released, they are free when the lease has ended", "error", err)
+			return
+		}
 	}
 }
+
+var departBackoff = backoff.Policy{Base: 50 * time.Millisecond, Max: 200 * time.Millisecond}
 
 // join registers, however long the database cannot be reached. Each try has a name of its own: one
 // whose answer was lost may have succeeded.

@@ -47,7 +47,7 @@ func newMySQL(s *sqlStore) *mysql {
 			unname: `DELETE s FROM ` + mysqlRows + mysqlNames,
 			forget: `DELETE m FROM ` + mysqlRows + ` STRAIGHT_JOIN millrace_sending m FORCE INDEX (PRIMARY) ON m.id = o.id`,
 		},
-		leave: "SET SESSION innodb_lock_wait_timeout = @millrace_lock, SESSION wait_timeout = @millrace_wait, SESSION autocommit = 1",
+		exit: "SET SESSION innodb_lock_wait_timeout = @millrace_lock, SESSION wait_timeout = @millrace_wait, SESSION autocommit = 1",
 	}}
 }
 

@@ -99,6 +99,19 @@ func (p *postgres) release(ctx context.Context, grants []Grant) error {
 	return err
 }
 
+// The lanes are locked in the order in which a release locks them that is under way yet.
+const pgLeave = `WITH l AS MATERIALIZED (
+	SELECT lane FROM millrace_lanes
+	WHERE (SELECT set_config('lock_timeout', '1s', true)) IS NOT NULL AND owner = $1
+	ORDER BY lane FOR UPDATE),
+u AS (UPDATE millrace_lanes SET owner = NULL FROM l WHERE millrace_lanes.lane = l.lane)
+DELETE FROM millrace_forwarders WHERE id = $1`
+
+func (p *postgres) leave(ctx context.Context, replica string) error {
+	_, err := p.exec(ctx, "leave", pgLeave, replica)
+	return err
+}
+
 // What is in flight and which keys are busy is excluded here and not afterwards: the snapshot of an
 // answer may hold rows that were settled since. The exclusions are hashed subqueries, evaluated once.
 // Lanes and topics stand in subqueries because the planner then knows as little of their number as it does

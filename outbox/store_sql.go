@@ -50,6 +50,7 @@ type dialect interface {
 	promote(ctx context.Context, grants []Grant) (Promotion, error)
 	stops(ctx context.Context, lanes []int) ([]Stop, error)
 	release(ctx context.Context, grants []Grant) error
+	leave(ctx context.Context, replica string) error
 	settle(ctx context.Context, grants []Grant, rows []Ref) (Settled, error)
 	attempt(ctx context.Context, g Grant, r Ref, attempt int) (bool, error)
 	mark(ctx context.Context, grants []Grant, rows []Ref) ([]int64, error)
@@ -148,15 +149,6 @@ func (s *sqlStore) Renew(ctx context.Context, replica string, beat int64, lease 
 	return n == 1, err
 }
 
-// Leave implements Store. Should the second statement fail, the lease ends by itself.
-func (s *sqlStore) Leave(ctx context.Context, replica string) error {
-	if _, err := s.exec(ctx, "leave", `UPDATE millrace_lanes SET owner = NULL WHERE owner = $1`, replica); err != nil {
-		return err
-	}
-	_, err := s.exec(ctx, "leave", `DELETE FROM millrace_forwarders WHERE id = $1`, replica)
-	return err
-}
-
 // Sweep implements Store.
 func (s *sqlStore) Sweep(ctx context.Context, replica string) (int, error) {
 	n, err := s.exec(ctx, "sweep", `DELETE FROM millrace_forwarders WHERE expires_at < {now} AND id <> $1`, replica)
@@ -231,6 +223,12 @@ func (s *sqlStore) Release(ctx context.Context, grants []Grant) error {
 		return nil
 	}
 	_, err := ask(s, ctx, "release", func(d dialect) (any, error) { return nil, d.release(ctx, grants) })
+	return err
+}
+
+// Leave implements Store.
+func (s *sqlStore) Leave(ctx context.Context, replica string) error {
+	_, err := ask(s, ctx, "leave", func(d dialect) (any, error) { return nil, d.leave(ctx, replica) })
 	return err
 }
 

@@ -21,8 +21,8 @@ type steps struct {
 	// share locks rows that are read against changes, skip locks them for a change and passes over
 	// those that somebody else has locked.
 	share, skip string
-	// enter and leave, if set, are run at the ends of each transaction. Leave commits it as well.
-	enter, leave string
+	// enter and exit, if set, are run at the ends of each transaction. Exit commits it as well.
+	enter, exit string
 	// waiting is a query of what waits in lanes with these live stops: rows of what it is (waitsDue, waitsHeld or
 	// waitsConfirmation), the lane, the microseconds until the earliest is due, a destination and a key.
 	// Of keys that are held it names at least one that has no live stop, if there is one.
@@ -77,11 +77,11 @@ func (s *steps) atomic(ctx context.Context, fn func(q txn.Querier) error) error 
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 		defer cancel()
 		if err == nil {
-			_, err = q.Exec(ctx, s.leave)
+			_, err = q.Exec(ctx, s.exit)
 		}
 		if err != nil {
 			_, _ = q.Exec(ctx, "ROLLBACK")
-			_, _ = q.Exec(ctx, s.leave)
+			_, _ = q.Exec(ctx, s.exit)
 		}
 		return err
 	})
@@ -152,16 +152,16 @@ func (s *steps) claim(ctx context.Context, replica string, n int) ([]Grant, erro
 		if err != nil {
 			return err
 		}
+		lanes := make([]int, len(free))
 		for i, g := range free {
-			if _, err := s.run(ctx, q, `UPDATE millrace_lanes
-				SET crashes = crashes + CASE WHEN owner IS NULL THEN 0 ELSE 1 END, owner = $1, epoch = epoch + 1
-				WHERE lane = $2`, replica, g.Lane); err != nil {
-				return err
-			}
+			lanes[i] = g.Lane
 			free[i].Epoch++
 		}
 		grants = free
-		return nil
+		_, err = q.Exec(ctx, s.plain(`UPDATE millrace_lanes
+			SET crashes = crashes + CASE WHEN owner IS NULL THEN 0 ELSE 1 END, owner = $1, epoch = epoch + 1
+			WHERE lane IN (`+list(lanes)+`)`), replica)
+		return err
 	})
 	return grants, err
 }
@@ -201,14 +201,27 @@ func (s *steps) free(ctx context.Context, q txn.Querier, replica string, n int) 
 	return slices.DeleteFunc(free, func(g Grant) bool { return registered[owners[g.Lane]] }), nil
 }
 
+// release locks the lanes in their order, as leave does: one that was given up may be under way yet.
 func (s *steps) release(ctx context.Context, grants []Grant) error {
+	lanes := make([]int, len(grants))
+	var held strings.Builder
+	for i, g := range grants {
+		lanes[i] = g.Lane
+		fmt.Fprintf(&held, " WHEN %d THEN epoch = %d", g.Lane, g.Epoch)
+	}
 	return s.atomic(ctx, func(q txn.Querier) error {
-		for _, g := range grants {
-			if _, err := s.run(ctx, q, `UPDATE millrace_lanes SET owner = NULL WHERE lane = $1 AND epoch = $2`, g.Lane, g.Epoch); err != nil {
-				return err
-			}
+		_, err := q.Exec(ctx, s.plain(`UPDATE millrace_lanes SET owner = NULL WHERE lane IN (`+list(lanes)+`) AND CASE lane`+held.String()+` END`))
+		return err
+	})
+}
+
+func (s *steps) leave(ctx context.Context, replica string) error {
+	return s.atomic(ctx, func(q txn.Querier) error {
+		if _, err := s.run(ctx, q, `UPDATE millrace_lanes SET owner = NULL WHERE owner = $1`, replica); err != nil {
+			return err
 		}
-		return nil
+		_, err := s.run(ctx, q, `DELETE FROM millrace_forwarders WHERE id = $1`, replica)
+		return err
 	})
 }
 

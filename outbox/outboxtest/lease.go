@@ -2,6 +2,7 @@ package outboxtest
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -124,6 +125,26 @@ var leaseRules = []rule{
 			want(s, "crashes", g.Crashes, 0)
 		}
 		s.must(s.Store.Leave(s.ctx, "a")) // nothing to do
+	}},
+	{"who leaves while its lanes are still being released gets no error", func(s *suite) {
+		for i := range 20 { // a release that was given up goes on in the database
+			replica := fmt.Sprint("leaver", i)
+			grants := list(s.holder(replica))
+			rand.Shuffle(len(grants), func(i, j int) { grants[i], grants[j] = grants[j], grants[i] })
+			var group sync.WaitGroup
+			group.Go(func() {
+				if err := s.Store.Release(s.ctx, grants); err != nil {
+					s.Error(err)
+				}
+			})
+			group.Go(func() {
+				if err := s.Store.Leave(s.ctx, replica); err != nil {
+					s.Error(err)
+				}
+			})
+			group.Wait()
+			wantSurvey(s, s.survey(), outbox.Survey{FreeLanes: outbox.Lanes})
+		}
 	}},
 	{"replicas that claim at once share no lane", func(s *suite) {
 		var (

@@ -26,8 +26,9 @@ const giveBackLease = 2 * batchTimeout
 // scheduled messages, which the stock forwarder would send at once, and dead ones. Stop publishing into
 // the Box before, or call it again after.
 //
-// It holds the lanes meanwhile, and returns ErrForwarder if a forwarder of millrace does. An error leaves
-// each message in one place or the other; what was moved before stays moved.
+// It holds the lanes meanwhile, and returns ErrForwarder if a forwarder of millrace does; of one that crashed,
+// until its lease has ended. An error leaves each message in one place or the other; what was moved before
+// stays moved.
 func (t *Takeover) GiveBack(ctx context.Context) (moved int, err error) {
 	store := t.box.Store()
 	replica := "takeover-" + uuid.NewString()
@@ -41,6 +42,9 @@ func (t *Takeover) GiveBack(ctx context.Context) (moved int, err error) {
 			err = errors.Join(err, fmt.Errorf("takeover: give back: the lanes are free when the lease has ended: %w", e))
 		}
 	}()
+	if _, err := store.Sweep(ctx, replica); err != nil {
+		return 0, fmt.Errorf("takeover: give back: %w", err)
+	}
 	grants, err := store.Claim(ctx, replica, outbox.Lanes)
 	switch {
 	case err != nil:

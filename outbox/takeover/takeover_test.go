@@ -549,6 +549,19 @@ func TestGiveBackRefusesWhileAForwarderRunsAndLeavesWhatIsDelayed(t *testing.T) 
 	})
 }
 
+func TestGiveBackWaitsOnlyForTheLeaseOfAForwarderThatCrashed(t *testing.T) {
+	t.Parallel()
+	each(t, func(s *service) {
+		s.initialise()
+		require.NoError(s, s.box.Publish(s.Context(), "orders", newMessage("one")))
+		store := s.box.Store()
+		require.NoError(s, store.Join(s.Context(), "crashed", time.Second))
+		_, err := store.Claim(s.Context(), "crashed", 1)
+		require.NoError(s, err)
+		require.Equal(s, 1, s.giveBack())
+	})
+}
+
 func TestTwoTakeoversTakeTurns(t *testing.T) {
 	t.Parallel()
 	each(t, func(s *service) {
