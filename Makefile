@@ -51,15 +51,20 @@ demo: ## an order service whose forwarder is killed while it works; DB=postgres:
 demo-real: deps $(TOOLS) ## the same on PostgreSQL with RabbitMQ, then with Redis Streams
 	@exec bin/withservers -only postgres,redis,rabbitmq -- bash -c 'cd examples && exec go run ./demo -real'
 
-# Nothing else should run on the machine meanwhile.
+# Nothing else should run on the machine meanwhile. What was measured is kept beside the page that it is written into.
 .PHONY: bench
 bench: deps ## measure against stock Watermill and the limit, an hour; writes docs/benchmarks.md
 	@cd internal/bench && go run . -full -json ../../docs/benchmarks.json && \
 		go run . -doc ../../docs/benchmarks.md < ../../docs/benchmarks.json
 
 .PHONY: bench-quick
-bench-quick: deps ## the same for what has a bar, six minutes; CASE=regexp measures less
+bench-quick: deps ## the same for what has a bar, eight minutes; CASE=regexp measures less
 	@cd internal/bench && go run . -quick $(if $(CASE),-case '$(CASE)')
+
+.PHONY: bench-sweep
+bench-sweep: deps ## what each setting is worth, seven minutes; writes "How to tune" of docs/benchmarks.md
+	@cd internal/bench && go run . -sweep -json ../../docs/benchmarks-sweep.json && \
+		go run . -doc ../../docs/benchmarks.md < ../../docs/benchmarks-sweep.json
 
 # Six runs of each, so that benchstat can tell a difference from noise.
 .PHONY: bench-compare

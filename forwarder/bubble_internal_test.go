@@ -110,7 +110,8 @@ func (b *broker) PublishBatch(ctx context.Context, topics []string, msgs []*mess
 			errs[i] = errors.New("behind a message that failed")
 			continue
 		}
-		s := sent{msg.UUID, topics[i], msg.Metadata[meta.Attempt], msg.Metadata[meta.Epoch], time.Now()}
+		place := strings.Split(msg.Metadata[meta.Place], ".")
+		s := sent{msg.UUID, topics[i], place[3], place[1], time.Now()}
 		b.tried = append(b.tried, s)
 		if answer != nil {
 			errs[i] = answer(msg)

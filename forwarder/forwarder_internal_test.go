@@ -176,8 +176,7 @@ func TestPublishedMessagesCarryIdPayloadAndOrigin(t *testing.T) {
 		until(t, 2*time.Second, "sent", func() bool { return len(pub.ids()) == 1 })
 		require.Equal(t, "a", got.UUID)
 		require.Equal(t, "body", string(got.Payload))
-		require.Equal(t, message.Metadata{"x": "y", "millrace_position": "1", "millrace_epoch": "1", "millrace_attempt": "1",
-			"millrace_lane": fmt.Sprint(outbox.Lane("k"))}, got.Metadata)
+		require.Equal(t, message.Metadata{"x": "y", "millrace_place": fmt.Sprint(outbox.Lane("k"), ".1.1.1")}, got.Metadata)
 		require.NoError(t, stop())
 	})
 }

@@ -47,7 +47,7 @@ func (p *plain) PublishBatch(ctx context.Context, topics []string, msgs []*messa
 		if through == 0 && failures == plainPatience {
 			break
 		}
-		if errs[i] = p.Publish(topics[i], msg); errs[i] == nil {
+		if errs[i] = p.Publish(topics[i], acknowledgeable(msg)); errs[i] == nil {
 			through++
 		} else {
 			failures++
@@ -66,6 +66,14 @@ func (p *plain) PublishBatch(ctx context.Context, topics []string, msgs []*messa
 		}
 	}
 	return errs
+}
+
+// acknowledgeable is the message for a publisher that may hand it to somebody in this process and wait until it
+// is acknowledged.
+func acknowledgeable(msg *message.Message) *message.Message {
+	with := message.NewMessageWithContext(msg.Context(), msg.UUID, msg.Payload)
+	with.Metadata = msg.Metadata
+	return with
 }
 
 func (p *plain) blame(id string, err error, others bool) error {

@@ -71,11 +71,10 @@ func (p *pipeline) send(ctx context.Context, batch []*item) {
 		s.putBack(batch)
 		return
 	}
-	topics, msgs := make([]string, len(batch)), make([]*message.Message, len(batch))
-	for i, it := range batch {
+	for _, it := range batch {
 		it.begin(p.cfg.MaxAttempts)
-		topics[i], msgs[i] = it.row.Topic, outgoing(it)
 	}
+	topics, msgs := outgoing(batch)
 	call, cancel := context.WithTimeout(s.publishing, p.cfg.PublishTimeout)
 	defer cancel()
 	told := p.describe(batch, msgs)
@@ -90,17 +89,28 @@ func (p *pipeline) send(ctx context.Context, batch []*item) {
 	s.f.told.published(call, told, answers)
 }
 
-// outgoing is the message as the broker gets it: the id and payload of the row, its metadata, and where
-// it comes from.
-func outgoing(it *item) *message.Message {
-	msg := message.NewMessage(it.row.ID, it.row.Payload)
-	msg.Metadata = make(message.Metadata, len(it.row.Metadata)+6)
-	maps.Copy(msg.Metadata, it.row.Metadata)
-	msg.Metadata[meta.Position] = strconv.FormatInt(it.row.Pos, 10)
-	msg.Metadata[meta.Lane] = strconv.Itoa(it.row.Lane)
-	msg.Metadata[meta.Epoch] = strconv.FormatInt(it.lane.grant.Epoch, 10)
-	msg.Metadata[meta.Attempt] = strconv.Itoa(it.attempt)
-	return msg
+// outgoing are the messages as the broker gets them: id and payload of the row, its metadata, and where each
+// comes from. They are allocated together, and without what message.NewMessage makes for an acknowledgement.
+func outgoing(batch []*item) ([]string, []*message.Message) {
+	topics, msgs := make([]string, len(batch)), make([]*message.Message, len(batch))
+	all := make([]message.Message, len(batch))
+	for i, it := range batch {
+		topics[i], msgs[i] = it.row.Topic, &all[i]
+		metadata := make(message.Metadata, len(it.row.Metadata)+1)
+		maps.Copy(metadata, it.row.Metadata)
+		metadata[meta.Place] = it.place()
+		all[i].UUID, all[i].Payload, all[i].Metadata = it.row.ID, it.row.Payload, metadata
+	}
+	return topics, msgs
+}
+
+// place is what meta.Place says of this attempt.
+func (it *item) place() string {
+	b := make([]byte, 0, 64)
+	for _, n := range [...]int64{int64(it.row.Lane), it.lane.grant.Epoch, it.row.Pos} {
+		b = append(strconv.AppendInt(b, n, 10), '.')
+	}
+	return string(strconv.AppendInt(b, int64(it.attempt), 10))
 }
 
 // file notes the answers.
@@ -129,7 +139,7 @@ func (p *pipeline) file(ctx context.Context, batch []*item, errs []error) []Answ
 	if changed {
 		p.announce(ctx)
 	}
-	return answersOf(verdicts, errs)
+	return s.f.told.answers(verdicts, errs)
 }
 
 // announce tells that the destination has begun or ceased to answer.

@@ -25,6 +25,8 @@ type BatchPublisher interface {
 	// that the outcome is not known; it counts nothing, and the message is sent again.
 	//
 	// When ctx ends, it returns soon, with an error for each message that was not confirmed.
+	//
+	// The messages are there to be sent: they cannot be waited for with Acked or Nacked.
 	PublishBatch(ctx context.Context, topics []string, msgs []*message.Message) []error
 }
 

@@ -33,8 +33,11 @@ func (p *pipeline) message(it *item) Message {
 	}
 }
 
-// answersOf says what the publisher's answers were taken for.
-func answersOf(verdicts []verdict, errs []error) []Answer {
+// answers says what the publisher's answers were taken for.
+func (os observers) answers(verdicts []verdict, errs []error) []Answer {
+	if len(os) == 0 {
+		return nil
+	}
 	answers := make([]Answer, len(verdicts))
 	for i, v := range verdicts {
 		answers[i] = Answer{Reason: v.reason, Err: errs[i]}

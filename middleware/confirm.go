@@ -31,7 +31,8 @@ type ConfirmConfig struct {
 	Key []byte
 	// Background acknowledges a message without waiting for the broker to have its direct confirmation. That
 	// costs next to nothing; a confirmation that a crash or an outage then loses costs the producer's
-	// deadline, and a copy that is confirmed again. At most 1000 are under way; more wait.
+	// deadline, and a copy that is confirmed again. At most 1000 are under way. A message that finds no room
+	// waits for it, up to Timeout and while its context lasts, and is nacked then.
 	Background bool
 	// Timeout is how long a confirmation may take. Default 10 s.
 	Timeout time.Duration
@@ -120,11 +121,11 @@ func (c *confirmer) handle(msg *message.Message, topic string, rec *delivery.Rec
 	if err = rec.Judge(err); err != nil || rec.Outcome() != delivery.Done || rec.Committed() {
 		return out, err
 	}
+	say := func() error { return c.tell(ctx, topic, about, confirmation.Done, "") }
 	if c.cfg.Background {
-		c.tellLater(ctx, topic, about)
-		return out, nil
+		say = func() error { return c.tellLater(ctx, topic, about) }
 	}
-	if err := c.tell(ctx, topic, about, confirmation.Done, ""); err != nil {
+	if err := say(); err != nil {
 		rec.Set(delivery.Failed)
 		return nil, postponed(fmt.Errorf("middleware: Confirm: %w", err), refusedDelay)
 	}
@@ -147,15 +148,35 @@ func (c *confirmer) word(about confirmation.Confirmation, outcome confirmation.O
 	return about.Message()
 }
 
-// tellLater sends a confirmation while the message is acknowledged.
-func (c *confirmer) tellLater(ctx context.Context, topic string, about confirmation.Confirmation) {
-	c.slots <- struct{}{}
+// tellLater sends a confirmation while the message is acknowledged. An error says that there was no room.
+func (c *confirmer) tellLater(ctx context.Context, topic string, about confirmation.Confirmation) error {
+	if err := c.room(ctx); err != nil {
+		return err
+	}
 	go func() {
 		defer func() { <-c.slots }()
 		if err := c.tell(ctx, topic, about, confirmation.Done, ""); err != nil {
 			c.cfg.Logger.WarnContext(ctx, "a message was not confirmed, and will come again", "message_id", about.ID, "error", err)
 		}
 	}()
+	return nil
+}
+
+// room waits for a slot: no longer than the message has, or a shutdown would wait for a broker that is away.
+func (c *confirmer) room(ctx context.Context) error {
+	select {
+	case c.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	defer cancel()
+	select {
+	case c.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%d confirmations are under way: %w", confirmSlots, ctx.Err())
+	}
 }
 
 // tell sends a confirmation, also when ctx has ended: the message has been handled.

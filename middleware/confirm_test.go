@@ -298,3 +298,61 @@ func TestAConfirmationInTheBackgroundDoesNotHoldTheMessageUp(t *testing.T) {
 		return pub.confirmed == 50
 	})
 }
+
+// A shutdown waits for the handlers, and they must not wait for a broker that is away.
+func TestAMessageThatFindsNoRoomInTheBackgroundIsNackedWhenItsContextEnds(t *testing.T) {
+	t.Parallel()
+	pub := &slowBatches{gate: make(chan struct{})}
+	open := sync.OnceFunc(func() { close(pub.gate) })
+	defer open()
+	h := chain(works, must(t)(middleware.Confirm(middleware.ConfirmConfig{Group: "billing", Publisher: pub, Background: true, Timeout: time.Hour})))
+	confirm := func(ctx context.Context) error {
+		m := asking(t, "m")
+		m.SetContext(ctx)
+		_, err := h(m)
+		return err
+	}
+	const room = 1000
+	for range room {
+		require.NoError(t, confirm(t.Context()))
+	}
+	ending, end := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- confirm(ending) }()
+	end()
+	select {
+	case err := <-ended:
+		require.ErrorIs(t, err, context.Canceled)
+	case <-time.After(30 * time.Second):
+		t.Fatal("it waits, though its context has ended")
+	}
+
+	open()
+	confirmed := func() int {
+		pub.mu.Lock()
+		defer pub.mu.Unlock()
+		return pub.confirmed
+	}
+	testenv.Eventually(t, 30*time.Second, "those before it are confirmed", func() bool { return confirmed() == room })
+	require.NoError(t, confirm(t.Context()), "it came again")
+	testenv.Eventually(t, 30*time.Second, "and so is it", func() bool { return confirmed() == room+1 })
+}
+
+// stuck is a publisher that answers to nothing.
+type stuck chan struct{}
+
+func (s stuck) Publish(string, ...*message.Message) error { <-s; return nil }
+func (s stuck) Close() error                              { return nil }
+
+func TestAMessageWaitsForRoomInTheBackgroundNoLongerThanTimeout(t *testing.T) {
+	t.Parallel()
+	pub := make(stuck)
+	defer close(pub)
+	h := chain(works, must(t)(middleware.Confirm(middleware.ConfirmConfig{Group: "billing", Publisher: pub, Background: true, Timeout: 10 * time.Millisecond})))
+	for range 1000 {
+		_, err := h(asking(t, "m"))
+		require.NoError(t, err)
+	}
+	_, err := h(asking(t, "m"))
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+}

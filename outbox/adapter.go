@@ -126,7 +126,7 @@ func (s Schema) selection(p sql.SelectQueryParams, param, columns, ready, lock s
 // UnmarshalMessage implements sql.SchemaAdapter. A row that cannot be decoded is an error, and stays
 // in front of its topic: a subscriber of watermill-sql has no way to set it aside.
 func (s Schema) UnmarshalMessage(p sql.UnmarshalMessageParams) (sql.Row, error) {
-	r, err := scanRow(p.Row)
+	r, err := newRowReader().read(p.Row)
 	if err == nil {
 		err = r.Err
 	}

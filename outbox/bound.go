@@ -31,6 +31,9 @@ type bound struct {
 	lowered  uint64 // how often
 	lowering int    // operations under way that make rows ready
 	barred   time.Time
+	seen     int64  // every row up to here could be seen
+	losses   uint64 // how often that was given up
+	taken    taken
 }
 
 // proof is what one needs to move the bound up to a position: the writers that may have drawn a lower
@@ -46,6 +49,9 @@ type proof struct {
 
 	proved bool   // every row up to upto could be seen, while the bound had this token
 	token  uint64 // see bound.get
+
+	before uint64 // see bound.known, of the moment before this step
+	since  uint64 // and before the one that began the proof
 }
 
 // get returns the bound, and what stale wants to know.
@@ -67,6 +73,9 @@ func (b *bound) set(at int64, token uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.lowered == token && b.lowering == 0 && !time.Now().Before(b.barred) {
+		if at < b.at { // somebody made a row ready by hand
+			b.taken.toBottom()
+		}
 		b.at = at
 	}
 }
@@ -77,6 +86,7 @@ func (b *bound) lower() (done func(error)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.at = 0
+	b.taken.toBottom()
 	b.lowered++
 	b.lowering++
 	return func(err error) {
@@ -90,8 +100,30 @@ func (b *bound) lower() (done func(error)) {
 	}
 }
 
-// reset takes the bound to the bottom.
-func (b *bound) reset() { b.lower()(nil) }
+// reset takes the bound to the bottom, and gives up what is known of writers: positions may be drawn again.
+func (b *bound) reset() {
+	b.lower()(nil)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.seen = 0
+	b.losses++
+}
+
+// known reports how often what is known of writers was given up.
+func (b *bound) known() (losses uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.losses
+}
+
+// sees notes that every row up to a position could be seen, unless that was given up since.
+func (b *bound) sees(upto int64, losses uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.losses == losses {
+		b.seen = upto
+	}
+}
 
 // due reports whether a step of the proof is.
 func (p *proof) due() bool {
@@ -115,7 +147,7 @@ func (p *proof) old() bool { return p.stepped.Sub(p.full) >= boundTrust }
 // every row up to p.upto can be seen by now.
 func (p *proof) wait(last int64, writers []string) bool {
 	if !p.begun {
-		p.begun, p.upto, p.writers = true, last, writers
+		p.begun, p.upto, p.writers, p.since = true, last, writers, p.before
 	} else {
 		// A writer of then may be a prepared transaction by now, which has another name.
 		p.writers = slices.DeleteFunc(writers, func(w string) bool { return w != prepared && !slices.Contains(p.writers, w) })

@@ -85,7 +85,7 @@ func TestAMessageChangedAfterPublishKeepsItsOldContent(t *testing.T) {
 func TestTheKeyComesFromTheMessageOrTheConfig(t *testing.T) {
 	b := open(t, sqlite, outbox.Config{Key: func(topic string, m *message.Message) string { return topic + string(m.Payload) }})
 	own := outbox.WithKey(msg("1", "x"), "own")
-	own.Metadata.Set("millrace_epoch", "12")
+	own.Metadata.Set("millrace_place", "12")
 	own.Metadata.Set("kept", "yes")
 	require.NoError(t, b.inTx(t.Context(), func(ctx context.Context) error {
 		return b.box.Publish(ctx, "orders", own, msg("2", "x"))

@@ -120,7 +120,7 @@ func (c *compensation) work(ctx context.Context, h hand, overdue []unconfirmed, 
 		}
 	}
 	for after, seqs := range later {
-		if _, err := h.run(ctx, `UPDATE millrace_sent SET due_at = {after $1} WHERE seq IN (`+list(seqs)+`)`, micros(after)); err != nil {
+		if _, err := h.run(ctx, `{update millrace_sent PRIMARY} SET due_at = {after $1} WHERE seq IN (`+list(seqs)+`)`, micros(after)); err != nil {
 			return 0, err
 		}
 	}

@@ -75,14 +75,14 @@ func (b *Box) ConfirmTopic() string { return b.cfg.Confirming.withDefaults().Top
 // the message has been sent, and one that comes when the message is dead is kept, and told to OnLate. One
 // that cannot be read, or is not signed as Confirming.Keys ask, is logged and dropped. Confirmations may come twice, and in any order.
 func (b *Box) Confirmations(msg *message.Message) error {
-	c, err := confirmation.Parse(msg.Payload)
-	if err != nil {
-		b.log.WarnContext(msg.Context(), "a confirmation that is none was dropped", "message_id", msg.UUID, "error", err)
-		return nil
-	}
-	if keys := b.cfg.Confirming.Keys; len(keys) > 0 && !c.SignedBy(keys...) {
+	c, err := confirmation.ParseSigned(msg.Payload, b.cfg.Confirming.Keys)
+	switch {
+	case errors.Is(err, confirmation.ErrUnsigned):
 		b.store.compensation.forged.Add(1)
 		b.log.WarnContext(msg.Context(), "a confirmation that nobody has signed was dropped", "message_id", c.ID, "group", c.Group)
+		return nil
+	case err != nil:
+		b.log.WarnContext(msg.Context(), "a confirmation that is none was dropped", "message_id", msg.UUID, "error", err)
 		return nil
 	}
 	if err := b.confirm(msg.Context(), c); err != nil {

@@ -11,13 +11,16 @@ import (
 	"github.com/millrace-go/millrace/internal/meta"
 )
 
-// decodeMetadata is the inverse of encodeMetadata, with the key put back.
-func decodeMetadata(text []byte, key string) (message.Metadata, error) {
-	m, ok := plainMetadata(string(text))
+// decodeMetadata is the inverse of encodeMetadata, with the key put back. The strings may share the memory of
+// text.
+func decodeMetadata(text, key string) (message.Metadata, error) {
+	m, ok := plainMetadata(text)
 	if !ok {
-		if err := json.Unmarshal(text, &m); err != nil {
+		var slow message.Metadata // of its own: it escapes
+		if err := json.Unmarshal([]byte(text), &slow); err != nil {
 			return nil, errors.New("metadata is not a JSON object of strings") // the cause would quote it
 		}
+		m = slow
 	}
 	if m == nil {
 		m = message.Metadata{}
@@ -29,7 +32,7 @@ func decodeMetadata(text []byte, key string) (message.Metadata, error) {
 }
 
 // plainMetadata reads an object of strings without escapes, which nearly all are. Whatever else it comes
-// upon, it leaves to encoding/json, and says so. The strings share the memory of text.
+// upon, it leaves to encoding/json, and says so.
 func plainMetadata(text string) (message.Metadata, bool) {
 	rest, ok := strings.CutPrefix(text, "{")
 	if !ok || strings.IndexByte(text, '\\') >= 0 || !utf8.ValidString(text) {

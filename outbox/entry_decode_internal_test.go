@@ -23,7 +23,7 @@ func FuzzDecodeMetadata(f *testing.F) {
 		f.Add(text, "key")
 	}
 	f.Fuzz(func(t *testing.T, text, key string) {
-		got, err := decodeMetadata([]byte(text), key)
+		got, err := decodeMetadata(text, key)
 		want := message.Metadata{}
 		if json.Unmarshal([]byte(text), &want) != nil {
 			require.Error(t, err)
@@ -54,7 +54,7 @@ func FuzzMetadataRoundTrip(f *testing.F) {
 		maps.DeleteFunc(want, func(name, _ string) bool {
 			return len(name) >= len(meta.Prefix) && name[:len(meta.Prefix)] == meta.Prefix
 		})
-		got, err := decodeMetadata([]byte(text), "")
+		got, err := decodeMetadata(text, "")
 		require.NoError(t, err)
 		require.Equal(t, want, got)
 	})

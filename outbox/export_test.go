@@ -11,7 +11,7 @@ import (
 func PostgresStatements() map[string]string {
 	const lane, grants, row = `'3'`, `'{1,2,3}', '{1,1,1}'`, `'7', 'x'`
 	call := map[string][2]string{
-		"read":    {pgRead, `'{0,1,2,3,4,5,6,7}', '{live}', '{1,2,3}', '{a}', 32, 500, 1000000, 0`},
+		"read":    {pgRead, `'{0,1,2,3,4,5,6,7}', '{live}', '{1,2,3}', '{a}', 32, 500, 1000000, '{0,0,0,0,0,0,0,0}'`},
 		"lowest":  {pgLowestReady, `0, 1000`},
 		"few":     {pgFewTopics, `20000, 1000`},
 		"look":    {pgLook, `'{1,2,3}'`},
@@ -22,8 +22,8 @@ func PostgresStatements() map[string]string {
 		"attempt": {pgAttempt, lane + `, 1, ` + row + `, 2`},
 		"refuse":  {pgRefuse, lane + `, 1, ` + row + `, 1, 1000, 'd', 1, 'r', 'e'`},
 		"hold":    {pgHold, lane + `, 1, 'd', '{1,2}', '{a,b}'`},
-		"lift":    {pgLift, lane + `, 1, 'd', 'k'`},
-		"park":    {pgPark, lane + `, 1, ` + row + `, 'd', 'r', 'e', 1`},
+		"lift":    {pgLift, lane + `, 1, 'd', 'k', 1000`},
+		"park":    {pgPark, lane + `, 1, ` + row + `, 'd', 'r', 'e', 1, 1000`},
 		"topics":  {(&postgres{}).translate(topicsQuery + pgAndLast), ``},
 	}
 	statements := make(map[string]string, len(call))
@@ -102,7 +102,11 @@ func ReadStatement(topic string, bound int64) (text, args string) {
 	for i := range lanes {
 		lanes[i] = i
 	}
-	return pgRead, fmt.Sprintf(`('%s', '{%s}', '{}', '{}', 32, 500, 1000000, %d)`, intArray(lanes), topic, bound)
+	above := make([]int64, Lanes)
+	for i := range above {
+		above[i] = bound
+	}
+	return pgRead, fmt.Sprintf(`('%s', '{%s}', '{}', '{}', 32, 500, 1000000, '%s')`, intArray(lanes), topic, intArray(above))
 }
 
 // TopicsStatement is what looks for topics with a bound.
@@ -121,3 +125,19 @@ func (s Stats) Public() Stats {
 
 // SetStatsLimit replaces StatsLimit.
 func SetStatsLimit(b *Box, n int) { b.statsLimit = n }
+
+// Reach is up to where reads have taken all of a lane and topic.
+func Reach(s Store, lane int, topic string) int64 {
+	b := &s.(*sqlStore).found.(*postgres).bound
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.taken.part(readPart{lane, topic}).upto
+}
+
+// ReadsGrowOld makes the store believe that reads have not begun at the bottom for long.
+func ReadsGrowOld(s Store) {
+	b := &s.(*sqlStore).found.(*postgres).bound
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.taken.fresh = b.taken.fresh.Add(-boundTrust)
+}

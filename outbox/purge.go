@@ -164,7 +164,7 @@ func (h hand) purgeSent(ctx context.Context, r Retention) (int64, error) {
 			return 0, fmt.Errorf("%w: %w", errArchive, err)
 		}
 	}
-	return h.run(ctx, `DELETE FROM millrace_sent WHERE seq IN (`+list(seqs)+`)`)
+	return h.run(ctx, `{delete millrace_sent PRIMARY} WHERE seq IN (`+list(seqs)+`)`)
 }
 
 // purgeOld deletes a batch of rows that are older than age.
@@ -180,7 +180,7 @@ func (h hand) purgeOld(ctx context.Context, table string, age time.Duration, bat
 	if err != nil || len(seqs) == 0 {
 		return 0, err
 	}
-	return h.run(ctx, `DELETE FROM `+table+` WHERE seq IN (`+list(seqs)+`)`)
+	return h.run(ctx, `{delete `+table+` PRIMARY} WHERE seq IN (`+list(seqs)+`)`)
 }
 
 // purgeConfirmations deletes a batch of the old confirmations of messages that are in no table any more.
@@ -198,5 +198,5 @@ func (h hand) purgeConfirmations(ctx context.Context, r Retention) (int64, error
 	if err != nil || len(c.args) == 0 {
 		return 0, err
 	}
-	return h.run(ctx, `DELETE FROM millrace_confirmations WHERE `+c.any(), c.args...)
+	return h.run(ctx, `{delete millrace_confirmations PRIMARY} WHERE `+c.any(), c.args...)
 }

@@ -62,7 +62,7 @@ func scanRecord(row txn.Scanner, whole bool) (Record, error) {
 	r.Due, r.Schedule, r.Held = unixMicro(due), orEmpty(schedule), orEmpty(held)
 	if whole {
 		// One that cannot be decoded is shown without.
-		r.Metadata, _ = decodeMetadata(metadata, r.Key)
+		r.Metadata, _ = decodeMetadata(string(metadata), r.Key)
 	}
 	return r, nil
 }

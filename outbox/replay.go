@@ -170,20 +170,14 @@ func (h hand) batch(ctx context.Context, audit int64, f Filter, o Bulk, after, l
 	if o.PerSecond > 0 {
 		size = max(min(size, int(o.PerSecond)), 1)
 	}
-	var rows []chosen
-	text := fmt.Sprintf(`SELECT %s, id, lane FROM %s%s ORDER BY %s LIMIT %d`, s.seq, s.table, where, s.seq, size) + h.free()
-	err = h.ask(ctx, text, where.args, func(row txn.Scanner) error {
-		var c chosen
-		err := row.Scan(&c.seq, &c.id, &c.lane)
-		rows = append(rows, c)
-		return err
-	})
-	if err != nil {
+	next, rows, err := h.choose(ctx, s, where, size)
+	switch {
+	case err != nil:
 		return 0, 0, nil, err
+	case next == 0:
+		next = last
 	}
-	next = last
 	if len(rows) > 0 {
-		next = rows[len(rows)-1].seq
 		if done, err = do(h, s, rows); err != nil {
 			return 0, 0, nil, err
 		}
@@ -191,6 +185,30 @@ func (h hand) batch(ctx context.Context, audit int64, f Filter, o Bulk, after, l
 	_, err = h.run(ctx, `UPDATE millrace_audit SET affected = affected + $1, finished = `+truth(next == last)+` WHERE seq = $2`,
 		len(done), audit)
 	return next, len(rows), done, err
+}
+
+// choose locks the next rows, but for those that somebody else has locked, and answers with the number of the last one. They are
+// looked for without locks: on its way to them, MySQL would lock others for a moment, and what somebody else wants would be
+// passed over.
+func (h hand) choose(ctx context.Context, s source, where *clause, most int) (last int64, rows []chosen, err error) {
+	var seqs []int64
+	err = h.ask(ctx, fmt.Sprintf(`SELECT %s FROM %s%s ORDER BY %s LIMIT %d`, s.seq, s.table, where, s.seq, most), where.args, func(row txn.Scanner) error {
+		err := row.Scan(&last)
+		seqs = append(seqs, last)
+		return err
+	})
+	if err != nil || len(seqs) == 0 {
+		return 0, nil, err
+	}
+	where.add(s.seq + ` IN (` + list(seqs) + `)`)
+	text := fmt.Sprintf(`SELECT %s, id, lane {from %s PRIMARY}%s ORDER BY %s`, s.seq, s.table, where, s.seq) + h.free()
+	err = h.ask(ctx, text, where.args, func(row txn.Scanner) error {
+		var c chosen
+		err := row.Scan(&c.seq, &c.id, &c.lane)
+		rows = append(rows, c)
+		return err
+	})
+	return last, rows, err
 }
 
 // replay puts rows back into the outbox, but for those whose id waits there.
@@ -233,7 +251,8 @@ func (h hand) replay(ctx context.Context, by By, s source, rows []chosen) ([]cho
 	return back, err
 }
 
+// remove deletes rows that are locked, and touches no other: two operators would wait for each other crosswise.
 func (h hand) remove(ctx context.Context, s source, rows []chosen) error {
-	_, err := h.run(ctx, `DELETE FROM `+s.table+` WHERE `+s.seq+` IN (`+list(seqsOf(rows))+`)`)
+	_, err := h.run(ctx, `{delete `+s.table+` PRIMARY} WHERE `+s.seq+` IN (`+list(seqsOf(rows))+`)`)
 	return err
 }

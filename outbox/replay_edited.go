@@ -29,7 +29,7 @@ func (b *Box) ReplayEdited(ctx context.Context, by By, id, topic string, msg *me
 	err := b.byHand(ctx, "edit", func(h hand) error {
 		var seq int64
 		was := ""
-		err := h.ask(ctx, `SELECT seq, topic FROM millrace_dead WHERE id = $1 ORDER BY seq DESC LIMIT 1`+h.free(), []any{id},
+		err := h.ask(ctx, `SELECT seq, topic {from millrace_dead millrace_dead_id} WHERE id = $1 ORDER BY seq DESC LIMIT 1`+h.free(), []any{id},
 			func(row txn.Scanner) error { return row.Scan(&seq, &was) })
 		if err == nil && seq == 0 {
 			err = fmt.Errorf("%w: dead message %q", ErrNotFound, id)

@@ -9,24 +9,36 @@ import (
 	"github.com/millrace-go/millrace/internal/txn"
 )
 
-// scanRow reads one row. One that cannot be decoded is returned with its Err set, so that it can be
-// set aside instead of stopping all behind it.
-func scanRow(row txn.Scanner, more ...any) (Row, error) {
-	var (
-		r        Row
-		metadata []byte
-		created  int64
-	)
-	dest := []any{&r.Pos, &r.ID, &r.Lane, &r.Topic, &r.Key, &r.Attempts, &r.Size, &metadata, &r.Payload, &created, &r.Cancellable}
-	if err := row.Scan(append(dest, more...)...); err != nil {
+// rowReader reads the rows of one answer, each into the same memory.
+type rowReader struct {
+	row      Row
+	metadata string
+	created  int64
+	dest     []any
+}
+
+// newRowReader makes a reader of rows that have columns behind a Row's own: more is where those go.
+func newRowReader(more ...any) *rowReader {
+	in := &rowReader{}
+	r := &in.row
+	in.dest = append([]any{&r.Pos, &r.ID, &r.Lane, &r.Topic, &r.Key, &r.Attempts, &r.Size, &in.metadata, &r.Payload,
+		&in.created, &r.Cancellable}, more...)
+	return in
+}
+
+// read reads one row. One that cannot be decoded is returned with its Err set, so that it can be set aside
+// instead of stopping all behind it.
+func (in *rowReader) read(row txn.Scanner) (Row, error) {
+	in.row = Row{} // the payload is not to be written over
+	if err := row.Scan(in.dest...); err != nil {
 		return Row{}, err
 	}
-	r.CreatedAt = time.UnixMicro(created).UTC()
+	in.row.CreatedAt = time.UnixMicro(in.created).UTC()
 	var err error
-	if r.Metadata, err = decodeMetadata(metadata, r.Key); err != nil {
-		r.Err = fmt.Errorf("outbox: row %d: %w", r.Pos, err)
+	if in.row.Metadata, err = decodeMetadata(in.metadata, in.row.Key); err != nil {
+		in.row.Err = fmt.Errorf("outbox: row %d: %w", in.row.Pos, err)
 	}
-	return r, nil
+	return in.row, nil
 }
 
 // Arrays travel as text, because no two drivers agree on how to send them. None is ever NULL: an empty
@@ -90,25 +102,19 @@ func share(q Read, times int) int {
 	return min(q.MaxRows, max(16, times*q.MaxRows/q.parts()))
 }
 
+// shareOfFew is how many times its fair part a read looks at that does not know from how few lanes the rows come.
+const shareOfFew = 4
+
 // parts is of how many lanes and topics a read wants rows.
 func (q Read) parts() int { return len(q.Lanes) * len(q.Topics) }
 
-// Read looks at shareOfMany times the fair part where the rows come from many lanes, and else at shareOfFew.
-const (
-	shareOfMany = 2
-	shareOfFew  = 4
-)
-
-// fromFew reports whether a read was filled from less than half of its lanes and topics, and whether it was filled.
-func fromFew(q Read, rows []Row) (few, full bool) {
-	if len(rows) < q.MaxRows {
-		return false, false
-	}
+// spread is of how many lanes and topics rows are.
+func spread(rows []Row) int {
 	found := make(map[readPart]struct{})
 	for _, r := range rows {
 		found[readPart{r.Lane, r.Topic}] = struct{}{}
 	}
-	return 2*len(found) < q.parts(), true
+	return len(found)
 }
 
 // readPart is where a row comes from.

@@ -19,18 +19,15 @@ func TestAReadLooksAtMoreOfEachLaneWhileAFewLanesFillIt(t *testing.T) {
 		}
 		return rows
 	}
-	for lanes, want := range map[int]bool{64: false, 32: false, 31: true, 20: true, 1: true} {
-		few, full := fromFew(q, answer(lanes, 500))
-		require.True(t, full)
-		require.Equal(t, want, few, "%d lanes", lanes)
+	for _, lanes := range []int{64, 63, 32, 20, 7, 2, 1} {
+		first := fairPart(q, 0)
+		require.Equal(t, 10, first)
+		require.Equal(t, lanes*first < q.MaxRows, short(q, answer(lanes, first), lanes*first, first), "%d lanes", lanes)
 
-		perLane := share(q, shareOfMany)
-		if few {
-			perLane = share(q, shareOfFew)
-		}
-		rows := answer(lanes, perLane)
-		require.Equal(t, lanes < 16, short(q, rows, len(rows), perLane), "%d lanes", lanes)
+		parts := spread(answer(lanes, 500))
+		require.Equal(t, lanes, parts)
+		then := fairPart(q, parts)
+		require.False(t, short(q, answer(lanes, then), q.MaxRows, then), "%d lanes", lanes)
+		require.LessOrEqual(t, then*lanes, q.MaxRows*3/2)
 	}
-	_, full := fromFew(q, answer(64, 7))
-	require.False(t, full)
 }

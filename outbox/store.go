@@ -15,7 +15,8 @@ const Lanes = 64
 // leaves it. The forwarder package is its user; outboxtest holds the rules that every Store keeps.
 //
 // Each method is one autocommit statement (or one short transaction where the database needs two), at
-// READ COMMITTED, that waits at most about one second for a lock. Times are the database's; durations
+// READ COMMITTED, that waits at most about one second for a lock. One that is given up may go on in the database
+// beside what its caller does next: none of them meets a deadlock with another. Times are the database's; durations
 // are sent, never points in time. All methods are safe for concurrent use; but the holder of a lane
 // calls Refuse, Hold, Lift and Park for it one after the other, because what one of them sees of the
 // others while they run is not defined.
@@ -77,9 +78,10 @@ type Store interface {
 	// Hold makes rows not ready that stand behind a stop of their key; rows whose key is not stopped in
 	// the store stay as they are.
 	Hold(ctx context.Context, g Grant, destination string, rows []Ref) (bool, error)
-	// Lift removes the stop of a key and makes its held rows ready, in one transaction.
+	// Lift makes the held rows of a key ready, from the bottom, in as many transactions as that takes, and removes the
+	// stop in the last one: as long as any is held, the key is stopped.
 	Lift(ctx context.Context, g Grant, destination, key string) (bool, error)
-	// Park moves a row to the dead messages, with the reason, and lifts the stop that it caused.
+	// Park lifts the stop that a row caused, and moves the row to the dead messages in the last transaction of that.
 	Park(ctx context.Context, g Grant, f Refused) (bool, error)
 }
 

@@ -42,7 +42,7 @@ func (s *steps) mark(ctx context.Context, grants []Grant, rows []Ref) ([]int64, 
 	var marked []int64
 	err := s.atomic(ctx, func(q txn.Querier) error {
 		marked = nil
-		held, err := s.held(ctx, q, grants)
+		held, err := s.held(ctx, q, grants, s.share)
 		if err != nil {
 			return err
 		}

@@ -2,7 +2,6 @@ package outbox
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"strings"
 
@@ -14,12 +13,13 @@ import (
 // Its transactions are READ COMMITTED, name rows by primary key and wait at most a second for a lock:
 // at REPEATABLE READ the gaps beside a named row would keep the business from inserting. While one is
 // open the server ends it after a few seconds of silence, so that a process that was paused in it does
-// not keep its lanes. The settings are put back by the statement that commits (turning autocommit on
-// does): between two statements, the process could be paused without that limit.
+// not keep its lanes. The settings are made by the statement that begins, and put back by the one that commits (turning
+// autocommit on does): between two statements, the process could be paused without that limit.
 type mysql struct {
 	steps
 	seen   mysqlTopics
 	places mysqlPlaces
+	reach  mysqlReach
 }
 
 // mysqlRows are rows by position. Asked for by pos IN (...), a table of few rows is read as a whole.
@@ -29,15 +29,20 @@ const (
 	mysqlNames    = ` STRAIGHT_JOIN millrace_schedules s FORCE INDEX (millrace_schedules_id) ON s.id = o.id`
 )
 
+// mysqlLevel is the isolation level, which has another name on MySQL 8 than on MariaDB: each runs what the other takes
+// for a comment.
+const mysqlLevel = `/*M!100000 @@SESSION.tx_isolation *//*!80000 @@SESSION.transaction_isolation */`
+
 func newMySQL(s *sqlStore) *mysql {
 	return &mysql{steps: steps{
 		sqlStore: s,
 		waiting:  mysqlWaiting,
-		options:  txn.Options{Isolation: sql.LevelReadCommitted},
-		share:    " LOCK IN SHARE MODE",
+		share:    " ORDER BY lane LOCK IN SHARE MODE",
+		alone:    " FOR UPDATE",
 		skip:     " FOR UPDATE SKIP LOCKED",
-		enter: "SET @millrace_lock = @@innodb_lock_wait_timeout, @millrace_wait = @@wait_timeout, " +
-			"SESSION innodb_lock_wait_timeout = 1, SESSION wait_timeout = 5, SESSION autocommit = 0",
+		both:     "(%s) UNION ALL (%s)",
+		enter: "SET @millrace_lock = @@innodb_lock_wait_timeout, @millrace_wait = @@wait_timeout, @millrace_level = " + mysqlLevel + ", " +
+			"SESSION innodb_lock_wait_timeout = 1, SESSION wait_timeout = 5, " + mysqlLevel + " = 'READ-COMMITTED', SESSION autocommit = 0",
 		byPosition: byPosition{
 			pick:   `SELECT %s FROM ` + mysqlRows,
 			change: `UPDATE ` + mysqlRowsLast + ` SET %[1]s WHERE %[2]s`,
@@ -47,7 +52,8 @@ func newMySQL(s *sqlStore) *mysql {
 			unname: `DELETE s FROM ` + mysqlRows + mysqlNames,
 			forget: `DELETE m FROM ` + mysqlRows + ` STRAIGHT_JOIN millrace_sending m FORCE INDEX (PRIMARY) ON m.id = o.id`,
 		},
-		exit: "SET SESSION innodb_lock_wait_timeout = @millrace_lock, SESSION wait_timeout = @millrace_wait, SESSION autocommit = 1",
+		exit: "SET SESSION innodb_lock_wait_timeout = @millrace_lock, SESSION wait_timeout = @millrace_wait, " +
+			mysqlLevel + " = @millrace_level, SESSION autocommit = 1",
 	}}
 }
 
@@ -75,18 +81,28 @@ const mysqlColumns = `o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.s
 // read implements dialect. There is no lateral join on MariaDB: it is one SELECT for each lane and
 // topic, in one statement and so one snapshot.
 func (d *mysql) read(ctx context.Context, q Read) ([]Row, error) {
+	v, err := d.lowest(ctx, q)
+	d.reach.learn(q, v.rows)
+	if err == nil && v.early {
+		err = d.flush(ctx, v.rows)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return v.rows, nil
+}
+
+func (d *mysql) lowest(ctx context.Context, q Read) (v mysqlAnswer, err error) {
+	if below, ok := d.reach.below(q); ok {
+		if v, err = d.readOnce(ctx, d.belowText(q, below)); err != nil || v.full(q) {
+			return v, err
+		}
+	}
 	for perPart := share(q, shareOfFew); ; perPart = q.MaxRows {
-		v, err := d.readOnce(ctx, q, perPart)
-		if err != nil {
-			return nil, err
+		v, err = d.readOnce(ctx, d.readText(q, perPart))
+		if err != nil || !short(q, v.rows, v.candidates, perPart) {
+			return v, err
 		}
-		if short(q, v.rows, v.candidates, perPart) {
-			continue
-		}
-		if v.early {
-			err = d.flush(ctx, v.rows)
-		}
-		return v.rows, err
 	}
 }
 
@@ -97,9 +113,10 @@ type mysqlAnswer struct {
 	early      bool // see mysqlEarly
 }
 
-func (d *mysql) readOnce(ctx context.Context, q Read, perPart int) (v mysqlAnswer, err error) {
-	err = d.pool.Query(ctx, d.readText(q, perPart), nil, func(row txn.Scanner) error {
-		r, err := scanRow(row, &v.candidates, &v.early)
+func (d *mysql) readOnce(ctx context.Context, text string) (v mysqlAnswer, err error) {
+	in := newRowReader(&v.candidates, &v.early)
+	err = d.pool.Query(ctx, text, nil, func(row txn.Scanner) error {
+		r, err := in.read(row)
 		v.rows = append(v.rows, r)
 		return err
 	})
@@ -121,9 +138,14 @@ func (d *mysql) readText(q Read, perPart int) string {
 				WHERE ready = 1 AND topic = %s AND lane = %d%s ORDER BY pos LIMIT %d)`, hex(topic), lane, exclude[lane], perPart))
 		}
 	}
+	return d.rowsText(q, strings.Join(parts, " UNION ALL "))
+}
+
+// rowsText is the lowest rows of a query of positions, as many as are asked for.
+func (d *mysql) rowsText(q Read, positions string) string {
 	text := fmt.Sprintf(`WITH c AS (SELECT u.pos, u.size FROM (%s) u ORDER BY u.pos LIMIT %d),
 		s AS (SELECT pos, row_number() OVER (ORDER BY pos) AS n, sum(size) OVER (ORDER BY pos) AS bytes, count(*) OVER () AS candidates FROM c)
 		SELECT %s, s.candidates, %s FROM s STRAIGHT_JOIN millrace_outbox o FORCE INDEX (PRIMARY) ON o.pos = s.pos WHERE s.n = 1 OR s.bytes <= %d ORDER BY o.pos`,
-		strings.Join(parts, " UNION ALL "), q.MaxRows, mysqlColumns, mysqlEarly, q.MaxBytes)
+		positions, q.MaxRows, mysqlColumns, mysqlEarly, q.MaxBytes)
 	return rename(text, d.prefix)
 }

@@ -44,11 +44,19 @@ func (p *mysqlPlaces) exclude(lanes []int, positions []int64) map[int]string {
 	}
 	conditions := make(map[int]string, len(lanes))
 	for _, lane := range lanes {
-		// Of the column alone, each lane would look for rows between every two of these. And MariaDB makes a
-		// table of each list of 1000 (in_predicate_conversion_threshold).
-		for some := range slices.Chunk(append(in[lane], anywhere...), 500) {
-			conditions[lane] += ` AND pos + 0 NOT IN (` + list(some) + `)`
-		}
+		conditions[lane] = notIn(append(in[lane], anywhere...))
 	}
 	return conditions
+}
+
+// mostIn bounds a list: MariaDB makes a table of each one of 1000 (in_predicate_conversion_threshold).
+const mostIn = 500
+
+// notIn is the condition that leaves positions out. Of the column alone, rows would be looked for between every two of
+// these.
+func notIn(positions []int64) (condition string) {
+	for some := range slices.Chunk(positions, mostIn) {
+		condition += ` AND pos + 0 NOT IN (` + list(some) + `)`
+	}
+	return condition
 }

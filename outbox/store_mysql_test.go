@@ -27,7 +27,7 @@ func TestAConnectionOfMySQLGoesBackAsItCame(t *testing.T) {
 	b.raw.SetMaxOpenConns(1)
 	settings := func() (s string) {
 		require.NoError(t, b.raw.QueryRowContext(t.Context(),
-			`SELECT concat_ws(' ', @@autocommit, @@wait_timeout, @@innodb_lock_wait_timeout, @@in_transaction)`).Scan(&s))
+			`SELECT concat_ws(' ', @@autocommit, @@wait_timeout, @@innodb_lock_wait_timeout, @@tx_isolation, @@in_transaction)`).Scan(&s))
 		return s
 	}
 	before := settings()

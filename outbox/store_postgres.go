@@ -19,7 +19,7 @@ type postgres struct {
 	*sqlStore
 	size  tableSize
 	bound bound
-	few   atomic.Bool // the last read that was filled was so from a few lanes
+	parts atomic.Int32 // of how many lanes and topics the rows of the last full read were
 }
 
 // tag makes one statement into several, by the size of the table. Drivers keep statements prepared, and
@@ -114,28 +114,28 @@ func (p *postgres) leave(ctx context.Context, replica string) error {
 
 // What is in flight and which keys are busy is excluded here and not afterwards: the snapshot of an
 // answer may hold rows that were settled since. The exclusions are hashed subqueries, evaluated once.
-// Lanes and topics stand in subqueries because the planner then knows as little of their number as it does
-// without the parameters: else it takes its plan without them for the dearer one, and makes a new one for each
-// read, which of a few rows takes twice the time of the read itself.
+// All parameters stand in subqueries because the planner then knows as little of them as it does without them:
+// else it takes its plan without them for the dearer one, and makes a new one for each read, which takes as long as
+// finding a hundred rows.
 // $1 lanes, $2 topics, $3 in flight, $4 busy keys, $5 rows for each lane and topic, $6 rows, $7 bytes,
-// $8 the bound.
+// $8 where each lane begins.
 const pgRead = `WITH c AS MATERIALIZED (
 	SELECT o.pos, o.size
-	FROM unnest((SELECT $1::text::int[])) AS l(lane)
+	FROM unnest((SELECT $1::text::int[]), (SELECT $8::text::bigint[])) AS l(lane, above)
 	CROSS JOIN unnest((SELECT $2::text::text[])) AS t(topic)
 	CROSS JOIN LATERAL (
 		SELECT p.pos, p.size FROM millrace_outbox p
-		WHERE p.ready AND p.topic = t.topic AND p.lane = l.lane AND p.pos > $8::bigint
-		  AND p.pos NOT IN (SELECT unnest($3::text::bigint[]))
-		  AND p.order_key NOT IN (SELECT unnest($4::text::text[]))
-		ORDER BY p.pos LIMIT $5::int) o
-	ORDER BY o.pos LIMIT $6::int),
+		WHERE p.ready AND p.topic = t.topic AND p.lane = l.lane AND p.pos > l.above
+		  AND p.pos NOT IN (SELECT unnest((SELECT $3::text::bigint[])))
+		  AND p.order_key NOT IN (SELECT unnest((SELECT $4::text::text[])))
+		ORDER BY p.pos LIMIT (SELECT $5::int)) o
+	ORDER BY o.pos LIMIT (SELECT $6::int)),
 s AS (
 	SELECT pos, row_number() OVER w AS n, sum(size) OVER w AS bytes, count(*) OVER () AS candidates
 	FROM c WINDOW w AS (ORDER BY pos))
 SELECT ` + pgRowColumns + `, s.candidates
 FROM s JOIN millrace_outbox o ON o.pos = s.pos
-WHERE s.n = 1 OR s.bytes <= $7::bigint
+WHERE s.n = 1 OR s.bytes <= (SELECT $7::bigint)
 ORDER BY o.pos`
 
 const pgRowColumns = `o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.size, o.metadata, o.payload,
@@ -146,44 +146,54 @@ const pgRowColumns = `o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.s
 func (p *postgres) read(ctx context.Context, q Read) ([]Row, error) {
 	p.raise(ctx)
 	for {
-		at, token := p.bound.get()
-		rows, err := p.readAbove(ctx, q, at)
+		from := p.bound.begin(q)
+		rows, err := p.readFrom(ctx, q, from)
 		if err != nil {
 			p.bound.reset() // the server may have lost commits: positions are drawn again
 			return nil, err
 		}
-		if at == 0 || !p.bound.stale(token) {
+		if from.highest == 0 || !p.bound.stale(from.token) {
 			return rows, nil
 		}
 	}
 }
 
-func (p *postgres) readAbove(ctx context.Context, q Read, at int64) ([]Row, error) {
-	times := shareOfMany
-	if p.few.Load() {
-		times = shareOfFew
-	}
-	for perPart := share(q, times); ; perPart = q.MaxRows {
-		rows, candidates, err := p.readOnce(ctx, q, at, perPart)
+func (p *postgres) readFrom(ctx context.Context, q Read, from look) ([]Row, error) {
+	for perPart := fairPart(q, int(p.parts.Load())); ; perPart = q.MaxRows {
+		rows, candidates, err := p.readOnce(ctx, q, from, perPart)
 		if err != nil {
 			return nil, err
 		}
 		if !short(q, rows, candidates, perPart) {
-			if few, full := fromFew(q, rows); full {
-				p.few.Store(few)
+			if len(rows) == q.MaxRows {
+				p.parts.Store(int32(spread(rows)))
 			}
+			p.bound.end(from, q, rows, candidates, perPart)
 			return rows, nil
 		}
 	}
 }
 
-func (p *postgres) readOnce(ctx context.Context, q Read, at int64, perPart int) (rows []Row, candidates int, err error) {
-	args := []any{
-		intArray(q.Lanes), textArray(q.Topics), intArray(q.Exclude), textArray(q.BusyKeys),
-		perPart, q.MaxRows, q.MaxBytes, at,
+// fairPart is how many rows of one lane and topic a read looks at if so many of these have rows, 0 if that is not
+// known: a quarter more than its fair part, because a few have less.
+func fairPart(q Read, parts int) int {
+	if parts == 0 || parts > q.parts() {
+		parts = q.parts()
 	}
+	return min(q.MaxRows, max(8, (5*q.MaxRows+4*parts-1)/(4*parts)))
+}
+
+func (p *postgres) readOnce(ctx context.Context, q Read, from look, perPart int) (rows []Row, candidates int, err error) {
+	args := []any{
+		intArray(q.Lanes), textArray(q.Topics), intArray(from.exclude), textArray(q.BusyKeys),
+		perPart, q.MaxRows, q.MaxBytes, intArray(from.above),
+	}
+	in := newRowReader(&candidates)
 	err = p.query(ctx, "read", pgRead, args, func(row txn.Scanner) error {
-		r, err := scanRow(row, &candidates)
+		r, err := in.read(row)
+		if rows == nil {
+			rows = make([]Row, 0, candidates)
+		}
 		rows = append(rows, r)
 		return err
 	})

@@ -45,6 +45,7 @@ func (p *postgres) stepping() bool {
 		p.bound.step.Unlock()
 		return false
 	}
+	p.bound.before = p.bound.known()
 	return true
 }
 
@@ -61,9 +62,9 @@ func (p *postgres) raiseTo(ctx context.Context, last, at int64, token uint64, er
 	if err != nil {
 		return err
 	}
-	if last < p.bound.upto || last < at { // the server lost commits: positions are drawn again
-		p.forget()
-		at, token = p.bound.get()
+	if last < p.bound.upto || last < at || p.bound.begun && p.bound.since != p.bound.before {
+		p.forget() // the server lost commits, or may have: positions are drawn again
+		return nil
 	}
 	if !p.bound.holds(last, token) {
 		writers, err := p.writers(ctx)
@@ -71,6 +72,7 @@ func (p *postgres) raiseTo(ctx context.Context, last, at int64, token uint64, er
 			return err
 		}
 		p.bound.begun, p.bound.proved, p.bound.token = false, true, token
+		p.bound.sees(p.bound.upto, p.bound.since)
 	} else if at == last {
 		return nil // nothing waits, and nothing has come
 	}

@@ -42,9 +42,9 @@ func (p *postgres) settle(ctx context.Context, grants []Grant, rows []Ref) (Sett
 	lanes, epochs := lanesAndEpochs(grants)
 	held := make(map[int]bool, len(grants))
 	args := []any{intArray(lanes), intArray(epochs), intArray(positions(rows)), textArray(ids(rows))}
+	var kind string // out here, because they escape
+	var n int64
 	err := p.query(ctx, "settle", pgSettle, args, func(row txn.Scanner) error {
-		var kind string
-		var n int64
 		if err := row.Scan(&kind, &n); err != nil {
 			return err
 		}
@@ -63,6 +63,7 @@ func (p *postgres) settle(ctx context.Context, grants []Grant, rows []Ref) (Sett
 	}
 	s.Lost = lost(grants, held)
 	s.Gone = p.gone(ctx, rows, s.Done)
+	p.bound.ended(s.Done) // where others are gone, there may be another row by now
 	return s, nil
 }
 
@@ -104,6 +105,14 @@ func lost(grants []Grant, held map[int]bool) (lanes []int) {
 	return lanes
 }
 
+const pgCalm = `UPDATE millrace_lanes SET crashes = 0
+	WHERE (SELECT set_config('lock_timeout', '1s', true)) IS NOT NULL AND lane = $1 AND epoch = $2 AND crashes <> 0`
+
+func (p *postgres) calm(ctx context.Context, g Grant) error {
+	_, err := p.exec(ctx, "calm", pgCalm, g.Lane, g.Epoch)
+	return err
+}
+
 const pgAttempt = `WITH ` + pgHeld + `
 UPDATE millrace_outbox o SET attempts = o.attempts + 1 FROM l
 WHERE o.lane = l.lane AND o.pos = $3::bigint AND o.id = $4 AND o.attempts = $5::int - 1`
@@ -134,12 +143,18 @@ func (p *postgres) refuse(ctx context.Context, g Grant, f Refused) (bool, error)
 		g.Lane, g.Epoch, f.Pos, f.ID, f.Attempt, micros(f.RetryIn), f.Destination, flag(f.Stop), f.Reason, f.Error)
 }
 
-// freeing is counted for what makes rows ready.
-func (p *postgres) freeing(ctx context.Context, what, text string, args ...any) (bool, error) {
+// freeing runs a statement that makes rows ready, and answers with how many rows it found, or lanes, and how many it
+// made ready. It does so again as long as these are as many as it may.
+func (p *postgres) freeing(ctx context.Context, what, text string, args ...any) (ok bool, err error) {
 	done := p.bound.lower()
-	ok, err := p.counted(ctx, what, text, args...)
+	args = append(args, maxLifted)
+	for more := true; more && err == nil; {
+		var found, freed int
+		err = p.query(ctx, what, text, args, func(row txn.Scanner) error { return row.Scan(&found, &freed) })
+		ok, more = found == 1, freed == maxLifted
+	}
 	done(err)
-	return ok, err
+	return ok && err == nil, err
 }
 
 // counted runs a statement that answers with how many rows it found, and how many lanes.
@@ -175,20 +190,34 @@ func (p *postgres) hold(ctx context.Context, g Grant, destination string, rows [
 	return lanes == 1, err
 }
 
+// What a stop holds is set free from the bottom, and the stop removed with the last of it: as long as it is there, nothing
+// that is published meanwhile overtakes what is held yet, whoever holds the lane. $5 is the most that one statement sets free.
 const pgLift = `WITH ` + pgHeld + `,
-s AS (DELETE FROM millrace_stops s USING l WHERE s.lane = l.lane AND s.destination = $3 AND s.order_key = $4),
-u AS (
-	UPDATE millrace_outbox o SET ready = true, held = NULL FROM l
-	WHERE o.lane = l.lane AND o.held = $3 AND o.order_key = $4)
-SELECT count(*) FROM l`
+d AS MATERIALIZED (
+	SELECT o.pos FROM l JOIN millrace_outbox o ON o.lane = l.lane
+	WHERE o.held = $3 AND o.order_key = $4 ORDER BY o.pos LIMIT $5::int FOR UPDATE OF o),
+u AS (UPDATE millrace_outbox SET ready = true, held = NULL WHERE pos = ANY (ARRAY (SELECT pos FROM d))),
+s AS (
+	DELETE FROM millrace_stops s USING l
+	WHERE s.lane = l.lane AND s.destination = $3 AND s.order_key = $4 AND (SELECT count(*) FROM d) < $5::int)
+SELECT (SELECT count(*) FROM l), (SELECT count(*) FROM d)`
 
 func (p *postgres) lift(ctx context.Context, g Grant, destination, key string) (bool, error) {
 	return p.freeing(ctx, "lift", pgLift, g.Lane, g.Epoch, destination, key)
 }
 
+// The message is parked when all that its stops hold is free, $9 rows in one statement.
 const pgPark = `WITH ` + pgHeld + `,
+k AS MATERIALIZED (
+	SELECT s.destination, s.order_key FROM l JOIN millrace_outbox o ON o.lane = l.lane AND o.pos = $3::bigint AND o.id = $4
+	JOIN millrace_stops s ON s.lane = l.lane AND s.order_key = o.order_key AND s.pos = o.pos),
+f AS MATERIALIZED (
+	SELECT o.pos FROM k JOIN millrace_outbox o ON o.lane = $1::int AND o.held = k.destination AND o.order_key = k.order_key
+	ORDER BY o.pos LIMIT $9::int FOR UPDATE OF o),
+u AS (UPDATE millrace_outbox SET ready = true, held = NULL WHERE pos = ANY (ARRAY (SELECT pos FROM f))),
 x AS (
-	DELETE FROM millrace_outbox o USING l WHERE o.lane = l.lane AND o.pos = $3::bigint AND o.id = $4
+	DELETE FROM millrace_outbox o USING l
+	WHERE o.lane = l.lane AND o.pos = $3::bigint AND o.id = $4 AND (SELECT count(*) FROM f) < $9::int
 	RETURNING o.*),
 d AS (
 	INSERT INTO millrace_dead (pos, id, lane, topic, order_key, destination, reason, error, attempts, keep, keep_us, plan, size, metadata, payload, created_at)
@@ -199,13 +228,8 @@ h AS (
 	SELECT id, 'parked', greatest(attempts, $8::int), $5::text, $6::text, $7::text FROM x),
 n AS (DELETE FROM millrace_schedules WHERE id = ANY (ARRAY (SELECT id FROM x WHERE schedule IS NOT NULL))),
 y AS (DELETE FROM millrace_sending WHERE id = ANY (ARRAY (SELECT id FROM x WHERE schedule IS NOT NULL))),
-s AS (
-	DELETE FROM millrace_stops s USING x WHERE s.lane = x.lane AND s.order_key = x.order_key AND s.pos = x.pos
-	RETURNING s.lane, s.destination, s.order_key),
-u AS (
-	UPDATE millrace_outbox o SET ready = true, held = NULL FROM s
-	WHERE o.lane = s.lane AND o.held = s.destination AND o.order_key = s.order_key)
-SELECT count(*) FROM x`
+s AS (DELETE FROM millrace_stops s USING x WHERE s.lane = x.lane AND s.order_key = x.order_key AND s.pos = x.pos)
+SELECT (SELECT count(*) FROM x), (SELECT count(*) FROM f)`
 
 func (p *postgres) park(ctx context.Context, g Grant, f Refused) (bool, error) {
 	return p.freeing(ctx, "park", pgPark,

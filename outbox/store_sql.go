@@ -51,6 +51,7 @@ type dialect interface {
 	stops(ctx context.Context, lanes []int) ([]Stop, error)
 	release(ctx context.Context, grants []Grant) error
 	leave(ctx context.Context, replica string) error
+	calm(ctx context.Context, g Grant) error
 	settle(ctx context.Context, grants []Grant, rows []Ref) (Settled, error)
 	attempt(ctx context.Context, g Grant, r Ref, attempt int) (bool, error)
 	mark(ctx context.Context, grants []Grant, rows []Ref) ([]int64, error)
@@ -151,8 +152,23 @@ func (s *sqlStore) Renew(ctx context.Context, replica string, beat int64, lease 
 
 // Sweep implements Store.
 func (s *sqlStore) Sweep(ctx context.Context, replica string) (int, error) {
-	n, err := s.exec(ctx, "sweep", `DELETE FROM millrace_forwarders WHERE expires_at < {now} AND id <> $1`, replica)
-	return int(n), err
+	var ended []string
+	err := s.query(ctx, "sweep", `SELECT id FROM millrace_forwarders WHERE expires_at < {now} AND id <> $1`, []any{replica}, func(row txn.Scanner) error {
+		var id string
+		err := row.Scan(&id)
+		ended = append(ended, id)
+		return err
+	})
+	swept := 0
+	for _, id := range ended { // one by one: a scan would lock those that live, and keep them from renewing
+		if err != nil {
+			break
+		}
+		var n int64
+		n, err = s.exec(ctx, "sweep", `DELETE FROM millrace_forwarders WHERE id = $1 AND expires_at < {now}`, id)
+		swept += int(n)
+	}
+	return swept, err
 }
 
 // Survey implements Store.
@@ -186,12 +202,6 @@ func (v *Survey) count(down string) {
 		}
 		v.Down[name]++
 	}
-}
-
-// Calm implements Store.
-func (s *sqlStore) Calm(ctx context.Context, g Grant) error {
-	_, err := s.exec(ctx, "calm", `UPDATE millrace_lanes SET crashes = 0 WHERE lane = $1 AND epoch = $2 AND crashes <> 0`, g.Lane, g.Epoch)
-	return err
 }
 
 // The rest asks the dialect.
@@ -229,6 +239,12 @@ func (s *sqlStore) Release(ctx context.Context, grants []Grant) error {
 // Leave implements Store.
 func (s *sqlStore) Leave(ctx context.Context, replica string) error {
 	_, err := ask(s, ctx, "leave", func(d dialect) (any, error) { return nil, d.leave(ctx, replica) })
+	return err
+}
+
+// Calm implements Store.
+func (s *sqlStore) Calm(ctx context.Context, g Grant) error {
+	_, err := ask(s, ctx, "calm", func(d dialect) (any, error) { return nil, d.calm(ctx, g) })
 	return err
 }
 

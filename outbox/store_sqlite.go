@@ -15,7 +15,7 @@ type sqlite struct {
 }
 
 func newSQLite(s *sqlStore) *sqlite {
-	return &sqlite{steps{sqlStore: s, waiting: sqliteWaiting, byPosition: byPosition{
+	return &sqlite{steps{sqlStore: s, waiting: sqliteWaiting, both: `%s UNION ALL %s`, byPosition: byPosition{
 		pick:   `SELECT %s FROM millrace_outbox o WHERE o.pos IN (%s)`,
 		change: `UPDATE millrace_outbox AS o SET %s WHERE %s AND o.pos IN (%s)`,
 		erase:  `DELETE FROM millrace_outbox WHERE pos IN (%s)`,
@@ -70,8 +70,9 @@ func (d *sqlite) read(ctx context.Context, q Read) ([]Row, error) {
 		var rows []Row
 		candidates := 0
 		args[4] = perPart
+		in := newRowReader(&candidates)
 		err := d.query(ctx, "read", sqliteRead, args, func(row txn.Scanner) error {
-			r, err := scanRow(row, &candidates)
+			r, err := in.read(row)
 			rows = append(rows, r)
 			return err
 		})

@@ -2,7 +2,9 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,14 +16,19 @@ import (
 // steps is the store on databases that cannot write several tables in one statement: an operation is
 // one short transaction, which first locks the rows of the lanes whose epoch it relies on. A look at
 // them without a lock would see a snapshot, and pass although the lane was taken over meanwhile.
+//
+// What is given up may go on in the database beside what its caller does next, so nobody may come into the way of
+// himself either. All lock lanes first and in their order: those that stop, hold and set free the keys of a lane lock it
+// alone, the others share it. Rows of the outbox are locked by position and not waited for, but for one that is all
+// that is wanted.
 type steps struct {
 	*sqlStore
-	// options are those of each transaction.
-	options txn.Options
-	// share locks rows that are read against changes, skip locks them for a change and passes over
-	// those that somebody else has locked.
-	share, skip string
-	// enter and exit, if set, are run at the ends of each transaction. Exit commits it as well.
+	// share locks lanes that are read against changes, alone locks them for a change, skip locks rows for a change and
+	// passes over those that somebody else has locked.
+	share, alone, skip string
+	// both is two queries in one, the second of which is to see, and lock, what is there when the first has its locks.
+	both string
+	// enter and exit, if set, begin and end each transaction, on a connection that is lent.
 	enter, exit string
 	// waiting is a query of what waits in lanes with these live stops: rows of what it is (waitsDue, waitsHeld or
 	// waitsConfirmation), the lane, the microseconds until the earliest is due, a destination and a key.
@@ -49,6 +56,44 @@ func (s *steps) changeAt(set, where string, pos []int64) string {
 	return rename(fmt.Sprintf(s.change, set, where, list(pos)), s.prefix)
 }
 
+// errLocked says that somebody outside of the store has locked rows, as who cancels a message.
+var errLocked = errors.New("somebody else has locked a message")
+
+// lockAll locks rows, or fails if somebody else has locked one of them.
+func (s *steps) lockAll(ctx context.Context, q txn.Querier, pos []int64) (map[int64]place, error) {
+	locked, err := s.find(ctx, q, pos, s.skip)
+	if err != nil || len(locked) == len(pos) {
+		return locked, err
+	}
+	there, err := s.find(ctx, q, pos, "")
+	if err == nil && len(there) > len(locked) {
+		err = errLocked
+	}
+	return locked, err
+}
+
+// changeAll changes rows, or none if somebody else has locked one of them. Set is in the words of the database.
+func (s *steps) changeAll(ctx context.Context, q txn.Querier, set, where string, pos []int64, args ...any) error {
+	if len(pos) == 0 {
+		return nil
+	}
+	_, err := s.lockAll(ctx, q, pos)
+	if err == nil {
+		_, err = q.Exec(ctx, s.changeAt(set, where, pos), args...)
+	}
+	return err
+}
+
+// changeFree changes those rows that nobody else has locked, and reports how many.
+func (s *steps) changeFree(ctx context.Context, q txn.Querier, set, where string, pos []int64) (int, error) {
+	free, err := s.find(ctx, q, pos, s.skip)
+	if err != nil || len(free) == 0 {
+		return 0, err
+	}
+	n, err := q.Exec(ctx, s.changeAt(set, where, slices.Sorted(maps.Keys(free))))
+	return int(n), err
+}
+
 // eraseAt deletes rows by position.
 func (s *steps) eraseAt(pos []int64) string {
 	return rename(fmt.Sprintf(s.erase, list(pos)), s.prefix)
@@ -65,25 +110,27 @@ const leaveTimeout = 10 * time.Second
 
 // atomic runs fn in a transaction.
 func (s *steps) atomic(ctx context.Context, fn func(q txn.Querier) error) error {
-	return txn.Atomic(ctx, s.pool, s.options, func(q txn.Querier) error {
-		if s.enter == "" {
-			return fn(q)
-		}
-		_, err := q.Exec(ctx, s.enter)
-		if err == nil {
-			err = fn(q)
-		}
+	if s.enter == "" {
+		return txn.Atomic(ctx, s.pool, txn.Options{}, fn)
+	}
+	lender, ok := s.pool.(txn.Lender)
+	if !ok {
+		return fmt.Errorf("%w: this database handle lends no connections", txn.ErrUnsupported)
+	}
+	return lender.Lend(ctx, s.enter, func(q txn.Querier) (clean bool, err error) {
+		err = fn(q)
 		// Whatever became of ctx, the connection goes back as it came, or is closed.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 		defer cancel()
 		if err == nil {
 			_, err = q.Exec(ctx, s.exit)
+			return err == nil, err
 		}
-		if err != nil {
-			_, _ = q.Exec(ctx, "ROLLBACK")
-			_, _ = q.Exec(ctx, s.exit)
+		_, left := q.Exec(ctx, "ROLLBACK")
+		if left == nil {
+			_, left = q.Exec(ctx, s.exit)
 		}
-		return err
+		return left == nil, err
 	})
 }
 
@@ -91,7 +138,7 @@ func (s *steps) atomic(ctx context.Context, fn func(q txn.Querier) error) error 
 // found what it looked for.
 func (s *steps) under(ctx context.Context, g Grant, fn func(q txn.Querier) (bool, error)) (ok bool, err error) {
 	err = s.atomic(ctx, func(q txn.Querier) error {
-		held, err := s.held(ctx, q, []Grant{g})
+		held, err := s.held(ctx, q, []Grant{g}, s.alone)
 		if err != nil || !held[g.Lane] {
 			return err
 		}
@@ -102,18 +149,13 @@ func (s *steps) under(ctx context.Context, g Grant, fn func(q txn.Querier) (bool
 }
 
 // held locks the lanes of the grants, in order, and tells which are still held.
-func (s *steps) held(ctx context.Context, q txn.Querier, grants []Grant) (map[int]bool, error) {
-	epochs := make(map[int]int64, len(grants))
-	lanes := make([]int, 0, len(grants))
-	for _, g := range grants {
-		epochs[g.Lane] = g.Epoch
-		lanes = append(lanes, g.Lane)
-	}
+func (s *steps) held(ctx context.Context, q txn.Querier, grants []Grant, lock string) (map[int]bool, error) {
+	lanes, epochs := epochsOf(grants)
 	held := make(map[int]bool, len(grants))
 	if len(lanes) == 0 {
 		return held, nil
 	}
-	query := rename(`SELECT lane, epoch FROM millrace_lanes WHERE lane IN (`+list(lanes)+`) ORDER BY lane`, s.prefix) + s.share
+	query := s.lanes(`lane, epoch`, lanes) + lock
 	err := q.Query(ctx, query, nil, func(row txn.Scanner) error {
 		var lane int
 		var epoch int64
@@ -122,6 +164,20 @@ func (s *steps) held(ctx context.Context, q txn.Querier, grants []Grant) (map[in
 		return err
 	})
 	return held, err
+}
+
+// lanes is a query of lanes. By their index: on the way through the table, it would wait for others.
+func (s *steps) lanes(columns string, lanes []int) string {
+	return s.plain(`SELECT ` + columns + ` {from millrace_lanes PRIMARY} WHERE lane IN (` + list(lanes) + `)`)
+}
+
+func epochsOf(grants []Grant) (lanes []int, epochs map[int]int64) {
+	epochs = make(map[int]int64, len(grants))
+	for _, g := range grants {
+		epochs[g.Lane] = g.Epoch
+		lanes = append(lanes, g.Lane)
+	}
+	return lanes, epochs
 }
 
 // run executes a statement in the common form.
@@ -152,16 +208,16 @@ func (s *steps) claim(ctx context.Context, replica string, n int) ([]Grant, erro
 		if err != nil {
 			return err
 		}
-		lanes := make([]int, len(free))
-		for i, g := range free {
-			lanes[i] = g.Lane
+		for i, g := range free { // one by one: of many lanes, MySQL would look through all, and wait for those of others
+			if _, err := s.run(ctx, q, `UPDATE millrace_lanes
+				SET crashes = crashes + CASE WHEN owner IS NULL THEN 0 ELSE 1 END, owner = $1, epoch = epoch + 1
+				WHERE lane = $2`, replica, g.Lane); err != nil {
+				return err
+			}
 			free[i].Epoch++
 		}
 		grants = free
-		_, err = q.Exec(ctx, s.plain(`UPDATE millrace_lanes
-			SET crashes = crashes + CASE WHEN owner IS NULL THEN 0 ELSE 1 END, owner = $1, epoch = epoch + 1
-			WHERE lane IN (`+list(lanes)+`)`), replica)
-		return err
+		return nil
 	})
 	return grants, err
 }
@@ -210,7 +266,7 @@ func (s *steps) release(ctx context.Context, grants []Grant) error {
 		fmt.Fprintf(&held, " WHEN %d THEN epoch = %d", g.Lane, g.Epoch)
 	}
 	return s.atomic(ctx, func(q txn.Querier) error {
-		_, err := q.Exec(ctx, s.plain(`UPDATE millrace_lanes SET owner = NULL WHERE lane IN (`+list(lanes)+`) AND CASE lane`+held.String()+` END`))
+		_, err := q.Exec(ctx, s.plain(`{update millrace_lanes PRIMARY} SET owner = NULL WHERE lane IN (`+list(lanes)+`) AND CASE lane`+held.String()+` END`))
 		return err
 	})
 }
@@ -230,109 +286,4 @@ func (s *steps) stops(ctx context.Context, lanes []int) ([]Stop, error) {
 	query := s.plain(`SELECT s.lane, s.destination, s.order_key, s.pos FROM millrace_stops s
 		WHERE s.lane IN (` + list(lanes) + `) AND (SELECT 1 {from millrace_outbox PRIMARY} WHERE millrace_outbox.pos = s.pos) = 1`)
 	return scanStops(func(row func(txn.Scanner) error) error { return s.pool.Query(ctx, query, nil, row) })
-}
-
-// settle implements dialect. What is deleted has been locked before, so the answer is exact.
-func (s *steps) settle(ctx context.Context, grants []Grant, rows []Ref) (Settled, error) {
-	var v Settled
-	err := s.atomic(ctx, func(q txn.Querier) error {
-		held, err := s.held(ctx, q, grants)
-		if err != nil {
-			return err
-		}
-		v = Settled{Lost: lost(grants, held)}
-		free, err := s.find(ctx, q, positions(rows), s.skip)
-		if err != nil {
-			return err
-		}
-		var done, others []Ref
-		for _, r := range rows {
-			switch f := free[r.Pos]; {
-			case f.id != r.ID:
-				others = append(others, r)
-			case held[f.lane]:
-				done = append(done, r)
-			}
-		}
-		if v.Gone, err = s.gone(ctx, q, others); err != nil || len(done) == 0 {
-			return err
-		}
-		v.Done = positions(done)
-		for _, r := range done {
-			if After(free[r.Pos].keep) == AwaitConfirmation {
-				v.awaiting = append(v.awaiting, r.Pos)
-			}
-		}
-		return s.finish(ctx, q, done, free)
-	})
-	if err != nil {
-		return Settled{}, err
-	}
-	return v, nil
-}
-
-// finish deletes rows that are locked, and moves what is to be remembered.
-func (s *steps) finish(ctx context.Context, q txn.Querier, done []Ref, places map[int64]place) error {
-	var kept, named []int64
-	for _, r := range done {
-		if places[r.Pos].keep > 0 {
-			kept = append(kept, r.Pos)
-		}
-		if places[r.Pos].named {
-			named = append(named, r.Pos)
-		}
-	}
-	if len(kept) > 0 {
-		if _, err := q.Exec(ctx, s.plain(`INSERT INTO millrace_sent (pos, id, lane, topic, order_key, keep, keep_us, plan,
-				size, metadata, payload, created_at, sent_at, due_at, expires_at)
-			SELECT pos, id, lane, topic, order_key, keep, COALESCE(keep_us, 0), plan, size, metadata, payload, created_at, {now},
-				CASE WHEN keep = 2 THEN {after keep_us} END, CASE WHEN keep = 1 THEN {after keep_us} END
-			FROM millrace_outbox WHERE pos IN (`+list(kept)+`)`)); err != nil {
-			return err
-		}
-	}
-	if len(named) > 0 {
-		for _, text := range []string{s.unname, s.forget} {
-			if _, err := q.Exec(ctx, rename(fmt.Sprintf(text, list(named)), s.prefix)); err != nil {
-				return err
-			}
-		}
-	}
-	_, err := q.Exec(ctx, s.eraseAt(positions(done)))
-	return err
-}
-
-// gone lists the positions at which there is no row of that id, locked or not.
-func (s *steps) gone(ctx context.Context, q txn.Querier, rows []Ref) (gone []int64, err error) {
-	if len(rows) == 0 {
-		return nil, nil
-	}
-	there, err := s.find(ctx, q, positions(rows), "")
-	for _, r := range rows {
-		if there[r.Pos].id != r.ID {
-			gone = append(gone, r.Pos)
-		}
-	}
-	return gone, err
-}
-
-type place struct {
-	id    string
-	lane  int
-	keep  int
-	named bool
-}
-
-// find looks rows up by position.
-func (s *steps) find(ctx context.Context, q txn.Querier, pos []int64, lock string) (map[int64]place, error) {
-	found := make(map[int64]place, len(pos))
-	query := s.pickAt(`o.pos, o.id, o.lane, o.keep, o.schedule IS NOT NULL`, pos, lock)
-	err := q.Query(ctx, query, nil, func(row txn.Scanner) error {
-		var at int64
-		var p place
-		err := row.Scan(&at, &p.id, &p.lane, &p.keep, &p.named)
-		found[at] = p
-		return err
-	})
-	return found, err
 }

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"time"
 
 	"github.com/millrace-go/millrace/internal/txn"
 )
@@ -16,7 +17,7 @@ func (s *steps) promote(ctx context.Context, grants []Grant) (Promotion, error) 
 	var v Promotion
 	due := 0
 	err = s.atomic(ctx, func(q txn.Querier) error {
-		held, err := s.held(ctx, q, grants)
+		held, err := s.held(ctx, q, grants, s.share)
 		if err != nil {
 			return err
 		}
@@ -45,6 +46,9 @@ func (s *steps) promote(ctx context.Context, grants []Grant) (Promotion, error) 
 	if v.Next, v.overdue = then.wait(), then.late(); then.orphans > 0 {
 		v.Next = soon
 	}
+	if v.Ready == 0 && v.Next > 0 { // somebody has locked what is due
+		v.Next = max(v.Next, lockedPause)
+	}
 	return v, err
 }
 
@@ -60,6 +64,9 @@ type stopped struct {
 	lane             int
 	destination, key string
 }
+
+// lockedPause is how long a Promote that found locked rows alone is not worth another one.
+const lockedPause = 50 * time.Millisecond
 
 // maxOrphans is about how many keys are set free in one Promote.
 const maxOrphans = 100
@@ -133,7 +140,7 @@ func sqliteWaiting(lanes []int, _ []Stop) string {
 		WHERE s.lane = l.lane AND s.due_at IS NOT NULL ORDER BY s.due_at LIMIT 1), '', '' FROM l`
 }
 
-// unhold makes the held rows of these keys ready, if still nothing holds them.
+// unhold makes held rows of these keys ready, if still nothing holds them.
 func (s *steps) unhold(ctx context.Context, q txn.Querier, held map[int]bool, orphans []stopped) (ready int, err error) {
 	for _, k := range orphans {
 		if !held[k.lane] {
@@ -142,19 +149,19 @@ func (s *steps) unhold(ctx context.Context, q txn.Querier, held map[int]bool, or
 		pos, err := s.column(ctx, q, s.text(`SELECT pos {from millrace_outbox millrace_outbox_held}
 			WHERE ready = 0 AND lane = $1 AND held = $2 AND order_key = $3 AND NOT EXISTS (
 				SELECT 1 FROM millrace_stops s WHERE s.lane = $4 AND s.destination = $5 AND s.order_key = $6
-				  AND (SELECT 1 {from millrace_outbox PRIMARY} WHERE millrace_outbox.pos = s.pos) = 1)`),
-			k.lane, k.destination, k.key, k.lane, k.destination, k.key)
+				  AND (SELECT 1 {from millrace_outbox PRIMARY} WHERE millrace_outbox.pos = s.pos) = 1)
+			ORDER BY pos LIMIT $7`),
+			k.lane, k.destination, k.key, k.lane, k.destination, k.key, maxPromoted-ready)
 		if err != nil {
 			return 0, err
 		}
-		if len(pos) == 0 {
-			continue
-		}
-		n, err := q.Exec(ctx, s.changeAt(`held = NULL, ready = 1`, `o.held IS NOT NULL`, pos))
+		n, err := s.changeFree(ctx, q, `held = NULL, ready = 1`, `o.held IS NOT NULL`, pos)
 		if err != nil {
 			return 0, err
 		}
-		ready += int(n)
+		if ready += n; ready >= maxPromoted {
+			break
+		}
 	}
 	return ready, nil
 }
@@ -164,11 +171,10 @@ func (s *steps) unhold(ctx context.Context, q txn.Querier, held map[int]bool, or
 func (s *steps) ripen(ctx context.Context, q txn.Querier, lanes []int) (int, error) {
 	pos, err := s.column(ctx, q, s.plain(`SELECT pos {from millrace_outbox millrace_outbox_due}
 		WHERE ready = 0 AND lane IN (`+list(lanes)+`) AND due_at <= {now} ORDER BY due_at LIMIT 1000`))
-	if err != nil || len(pos) == 0 {
+	if err != nil {
 		return 0, err
 	}
-	n, err := q.Exec(ctx, s.changeAt(`due_at = NULL, ready = 1`, `o.due_at IS NOT NULL`, pos))
-	return int(n), err
+	return s.changeFree(ctx, q, `due_at = NULL, ready = 1`, `o.due_at IS NOT NULL`, pos)
 }
 
 func (s *steps) column(ctx context.Context, q txn.Querier, query string, args ...any) (out []int64, err error) {

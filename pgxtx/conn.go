@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millrace-go/millrace"
@@ -18,18 +19,54 @@ import (
 type conn struct {
 	pooled *pgxpool.Conn
 	*pgx.Conn
-	tx pgx.Tx // pgx's own, for large objects
+	*session
+	text string // BEGIN, with the options
 
-	objects bool // pgx's own transaction was given away, and must be the one that ends
+	begun   bool   // BEGIN was sent
+	used    bool   // there was a statement
+	stale   string // a prepared statement that is not to be used again
+	objects bool   // pgx's own transaction was given away, and must be the one that ends
+}
+
+func (c *conn) exec(ctx context.Context, sql string, args []any) (pgconn.CommandTag, error) {
+	switch o, err := c.first(ctx, sql, args, true); {
+	case err != nil:
+		return pgconn.CommandTag{}, err
+	case o != nil:
+		return o.exec()
+	}
+	return c.Conn.Exec(ctx, sql, args...)
+}
+
+func (c *conn) query(ctx context.Context, sql string, args []any) (pgx.Rows, error) {
+	switch o, err := c.first(ctx, sql, args, false); {
+	case err != nil:
+		return failed{err: err}, err
+	case o != nil:
+		return o.query(), nil // as pgx has it, an error comes with the rows
+	}
+	return c.Conn.Query(ctx, sql, args...)
+}
+
+// queryRow returns an error only if it comes from BEGIN; that of the statement comes with Scan.
+func (c *conn) queryRow(ctx context.Context, sql string, args []any) (pgx.Row, error) {
+	switch o, err := c.first(ctx, sql, args, false); {
+	case err != nil:
+		return nil, err
+	case o != nil:
+		return firstRow{o.query()}, nil
+	}
+	return c.Conn.QueryRow(ctx, sql, args...), nil
 }
 
 func (c *conn) Exec(ctx context.Context, query string, args ...any) (int64, error) {
-	tag, err := c.Conn.Exec(ctx, query, args...)
+	tag, err := c.exec(ctx, query, args)
 	return tag.RowsAffected(), err
 }
 
 func (c *conn) Query(ctx context.Context, query string, args []any, row func(txn.Scanner) error) error {
-	return each(ctx, c.Conn, query, args, row)
+	rows, err := c.query(ctx, query, args)
+	return each(rows, err, row)
 }
 
 // Watch implements txn.Conn: pgx knows from each answer whether it is inside a transaction.
@@ -44,6 +81,7 @@ func (c *conn) Inside(context.Context) error {
 		return because(millrace.ErrTxAborted, "the connection was lost")
 	case pg.IsBusy():
 		return because(millrace.ErrConcurrentUse, "rows or a batch were left open")
+	case !c.begun:
 	case status == 'E':
 		return because(millrace.ErrTxAborted, "a statement has failed")
 	case status != 'T':
@@ -71,9 +109,18 @@ func (c *conn) Commit(ctx context.Context, stmts []txn.Statement, timeout time.D
 	if err == nil {
 		err = ctx.Err()
 	}
+	if err == nil && len(ahead) < len(stmts) {
+		// Alone, though the three could share a round trip: when the pool's connection is dead, which shows here,
+		// nobody has to wonder what became of COMMIT.
+		err = c.begin(ctx)
+	}
 	if err != nil {
 		_ = c.Rollback(ctx) // what made it necessary says more
 		return txn.RolledBack, err
+	}
+	if !c.begun { // there was nothing to do
+		c.pooled.Release()
+		return txn.Committed, nil
 	}
 	// The limit is set on the socket: a pipeline whose connection dies never stops watching its context
 	// (pgx 5.8), so it gets one that cannot end.
@@ -82,6 +129,7 @@ func (c *conn) Commit(ctx context.Context, stmts []txn.Statement, timeout time.D
 	var outcome txn.Outcome
 	if c.objects {
 		outcome, err = c.judge(c.tx.Commit(ctx))
+		c.tx, c.objects = nil, false
 	} else {
 		outcome, err = c.last(ctx, stmts[len(ahead):])
 	}
@@ -149,13 +197,23 @@ func (c *conn) judge(err error) (txn.Outcome, error) {
 // Rollback implements txn.Conn.
 func (c *conn) Rollback(ctx context.Context) error {
 	defer c.pooled.Release()
-	if c.IsClosed() {
+	if c.IsClosed() || !c.begun {
 		return nil // the server rolls back
 	}
 	ctx, cancel := txn.ForRollback(ctx)
 	defer cancel()
-	err := c.tx.Rollback(ctx)
+	var err error
+	if c.objects {
+		err = c.tx.Rollback(ctx)
+		c.tx, c.objects = nil, false
+	} else {
+		_, err = c.Conn.Exec(ctx, "rollback")
+	}
+	if err == nil && c.stale != "" {
+		err = c.Deallocate(ctx, c.stale)
+	}
 	if err != nil && !c.IsClosed() {
+		cancel() // it is not worth waiting for
 		_ = c.Close(ctx)
 	}
 	return err

@@ -2,6 +2,7 @@ package pgxtx
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -40,7 +41,7 @@ func (h *handle) Rollback(context.Context) error {
 
 func (h *handle) Exec(ctx context.Context, sql string, args ...any) (tag pgconn.CommandTag, err error) {
 	err = h.t.Do(ctx, sql, false, func() error {
-		tag, err = h.c.Conn.Exec(ctx, sql, args...)
+		tag, err = h.c.exec(ctx, sql, args)
 		return err
 	})
 	return tag, err
@@ -48,7 +49,7 @@ func (h *handle) Exec(ctx context.Context, sql string, args ...any) (tag pgconn.
 
 func (h *handle) Query(ctx context.Context, sql string, args ...any) (rows pgx.Rows, err error) {
 	err = h.t.Do(ctx, sql, true, func() error {
-		rows, err = h.c.Conn.Query(ctx, sql, args...)
+		rows, err = h.c.query(ctx, sql, args)
 		return err
 	})
 	if rows == nil {
@@ -58,9 +59,10 @@ func (h *handle) Query(ctx context.Context, sql string, args ...any) (rows pgx.R
 }
 
 func (h *handle) QueryRow(ctx context.Context, sql string, args ...any) (row pgx.Row) {
-	err := h.t.Do(ctx, sql, true, func() error {
-		row = h.c.Conn.QueryRow(ctx, sql, args...)
-		return nil // it comes with Scan
+	var err error
+	err = h.t.Do(ctx, sql, true, func() error {
+		row, err = h.c.queryRow(ctx, sql, args)
+		return err
 	})
 	if err != nil {
 		return failed{err: err}
@@ -70,6 +72,9 @@ func (h *handle) QueryRow(ctx context.Context, sql string, args ...any) (row pgx
 
 func (h *handle) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, src pgx.CopyFromSource) (n int64, err error) {
 	err = h.t.Do(ctx, "", false, func() error {
+		if err = h.c.begin(ctx); err != nil {
+			return err
+		}
 		n, err = h.c.Conn.CopyFrom(ctx, table, columns, src)
 		return err
 	})
@@ -83,6 +88,9 @@ func (h *handle) SendBatch(ctx context.Context, b *pgx.Batch) (results pgx.Batch
 		texts.WriteString(";\n")
 	}
 	err := h.t.Do(ctx, texts.String(), true, func() error {
+		if err := h.c.begin(ctx); err != nil {
+			return err
+		}
 		results = h.c.Conn.SendBatch(ctx, b)
 		return nil // it comes with the results
 	})
@@ -97,6 +105,9 @@ func (h *handle) SendBatch(ctx context.Context, b *pgx.Batch) (results pgx.Batch
 
 func (h *handle) Prepare(ctx context.Context, name, sql string) (d *pgconn.StatementDescription, err error) {
 	err = h.t.Do(ctx, sql, false, func() error {
+		if err = h.c.begin(ctx); err != nil {
+			return err
+		}
 		d, err = h.c.Conn.Prepare(ctx, name, sql)
 		return err
 	})
@@ -105,7 +116,9 @@ func (h *handle) Prepare(ctx context.Context, name, sql string) (d *pgconn.State
 
 // LargeObjects are pgx's own; their statements are not guarded.
 func (h *handle) LargeObjects() pgx.LargeObjects {
-	h.t.Raw()
+	if errors.Is(h.raw(), millrace.ErrTxCompleted) {
+		return pgx.LargeObjects{}
+	}
 	h.c.objects = true
 	return h.c.tx.LargeObjects()
 }
@@ -113,8 +126,19 @@ func (h *handle) LargeObjects() pgx.LargeObjects {
 // Conn is the connection itself; what runs there is not guarded, and Begin on it is a mistake. Do not
 // keep it.
 func (h *handle) Conn() *pgx.Conn {
-	h.t.Raw()
+	_ = h.raw()
 	return h.c.Conn
+}
+
+// raw is called before statements may run that are not seen. BEGIN has been sent, or the connection is closed.
+func (h *handle) raw() error {
+	h.t.Raw()
+	ctx := h.t.Context()
+	err := h.t.Do(context.WithoutCancel(ctx), "", true, func() error { return h.c.begin(ctx) })
+	if errors.Is(err, millrace.ErrTxAborted) && !h.c.begun {
+		_ = h.c.begin(ctx)
+	}
+	return err
 }
 
 // nested is a savepoint in the shape of a transaction.

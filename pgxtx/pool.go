@@ -1,6 +1,7 @@
 // Package pgxtx runs millrace's transactions on native pgx: millrace.InTx with pgxtx.Pool(pool) gives
 // fn a pgx.Tx. Hooks, outbox and inbox work as on database/sql; what the outbox has buffered travels
-// in the same round trip as COMMIT.
+// in the same round trip as COMMIT, and BEGIN in that of the first statement, if it has values or is a query: now() is
+// the time of that statement, and a server that is gone shows there.
 package pgxtx
 
 import (
@@ -76,54 +77,54 @@ func (p *pool) Exec(ctx context.Context, query string, args ...any) (int64, erro
 }
 
 func (p *pool) Query(ctx context.Context, query string, args []any, row func(txn.Scanner) error) error {
-	return each(ctx, p.Pool, query, args, row)
+	rows, err := p.Pool.Query(ctx, query, args...)
+	return each(rows, err, row)
 }
 
-// Begin implements txn.Beginner.
+// Begin implements txn.Beginner. BEGIN is sent with the first statement. The first transaction on a connection is begun
+// at once: it gets the session ready.
 func (p *pool) Begin(ctx context.Context, o txn.Options) (txn.Conn, error) {
-	opts, err := options(o)
+	text, err := beginText(o)
 	if err != nil {
 		return nil, err
 	}
-	c, err := p.Acquire(ctx)
+	pooled, err := p.Acquire(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("pgxtx: begin: %w", err)
 	}
-	tx, err := c.Conn().BeginTx(ctx, opts)
-	if err != nil {
-		c.Release()
-		return nil, fmt.Errorf("pgxtx: begin: %w", err)
+	c := &conn{pooled: pooled, Conn: pooled.Conn(), session: sessionOf(pooled.Conn()), text: text}
+	if c.tx == nil {
+		if err := c.begin(ctx); err != nil {
+			pooled.Release()
+			return nil, err
+		}
 	}
-	return &conn{pooled: c, Conn: c.Conn(), tx: tx}, nil
+	return c, nil
 }
 
-func options(o txn.Options) (pgx.TxOptions, error) {
-	var opts pgx.TxOptions
-	if o.ReadOnly {
-		opts.AccessMode = pgx.ReadOnly
-	}
+func beginText(o txn.Options) (string, error) {
+	text := "begin"
 	switch o.Isolation {
 	case sql.LevelDefault:
 	case sql.LevelReadUncommitted:
-		opts.IsoLevel = pgx.ReadUncommitted
+		text += " isolation level read uncommitted"
 	case sql.LevelReadCommitted:
-		opts.IsoLevel = pgx.ReadCommitted
+		text += " isolation level read committed"
 	case sql.LevelRepeatableRead, sql.LevelSnapshot:
-		opts.IsoLevel = pgx.RepeatableRead
+		text += " isolation level repeatable read"
 	case sql.LevelSerializable:
-		opts.IsoLevel = pgx.Serializable
+		text += " isolation level serializable"
 	default:
-		return opts, fmt.Errorf("%w: isolation level %v", millrace.ErrUnsupported, o.Isolation)
+		return "", fmt.Errorf("%w: isolation level %v", millrace.ErrUnsupported, o.Isolation)
 	}
-	return opts, nil
+	if o.ReadOnly {
+		text += " read only"
+	}
+	return text, nil
 }
 
-type queryer interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-}
-
-func each(ctx context.Context, q queryer, query string, args []any, row func(txn.Scanner) error) error {
-	rows, err := q.Query(ctx, query, args...)
+// each calls row for each of rows, which it closes.
+func each(rows pgx.Rows, err error, row func(txn.Scanner) error) error {
 	if err != nil {
 		return err
 	}

@@ -39,7 +39,7 @@ type Config struct {
 	Logger *slog.Logger
 
 	// Timeout bounds each wait for the broker: for the connection, for an answer, for the next
-	// confirm of a batch. Default 10 s.
+	// confirm of a batch (a quarter more at most). Default 10 s.
 	Timeout time.Duration
 	// MaxMessageBytes is the size of a body above which a message is refused without being sent.
 	// Default 16 MiB, RabbitMQ's own limit since version 4.

@@ -2,9 +2,7 @@ package rabbitmq
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
 	"sync"
 	"time"
 
@@ -17,7 +15,7 @@ import (
 type connection struct {
 	*amqp091.Connection
 	config Config
-	raw    net.Conn
+	raw    *socket
 	wg     *sync.WaitGroup // the connector's; what runs on a connection ends soon after it
 
 	mu       sync.Mutex
@@ -29,7 +27,7 @@ type connection struct {
 	gone      chan struct{} // closed when the connection is
 }
 
-func newConnection(conn *amqp091.Connection, raw net.Conn, config Config, wg *sync.WaitGroup) *connection {
+func newConnection(conn *amqp091.Connection, raw *socket, config Config, wg *sync.WaitGroup) *connection {
 	c := &connection{
 		Connection: conn, config: config, raw: raw, wg: wg,
 		blocked: make(chan struct{}), free: make(chan struct{}), declared: map[string]bool{},
@@ -221,18 +219,4 @@ func (c *connection) shutdown() {
 // and with it amqp091's locks.
 func (c *connection) kill() {
 	_ = c.raw.Close()
-}
-
-// boundedConn gives every write a deadline. A broker that has stopped reading would otherwise hold
-// the writer, and amqp091 with it, for ever.
-type boundedConn struct {
-	net.Conn
-	timeout time.Duration
-}
-
-func (b boundedConn) Write(p []byte) (int, error) {
-	if err := b.SetWriteDeadline(time.Now().Add(b.timeout)); err != nil && !errors.Is(err, net.ErrClosed) {
-		return 0, err
-	}
-	return b.Conn.Write(p)
 }

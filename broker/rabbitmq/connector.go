@@ -161,7 +161,7 @@ func (c *connector) loginTimeout() time.Duration {
 }
 
 func (c *connector) open() (*connection, error) {
-	var raw net.Conn
+	var raw *socket
 	unhook := func() bool { return true }
 	config := c.amqpConfig()
 	dial := config.Dial
@@ -174,13 +174,13 @@ func (c *connector) open() (*connection, error) {
 		if err != nil {
 			return nil, err
 		}
-		raw = conn
+		raw = &socket{Conn: conn, timeout: c.config.Timeout}
 		unhook = context.AfterFunc(c.ctx, func() { _ = conn.Close() })
 		// Until the login is done; amqp091 lifts it then.
 		if err := conn.SetDeadline(time.Now().Add(c.loginTimeout())); err != nil {
 			return nil, err
 		}
-		return boundedConn{conn, c.config.Timeout}, nil
+		return raw, nil
 	}
 	conn, err := amqp091.DialConfig(c.config.URL, config)
 	unhook()

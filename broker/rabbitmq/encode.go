@@ -3,7 +3,6 @@ package rabbitmq
 import (
 	"fmt"
 	"maps"
-	"strconv"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
@@ -17,6 +16,9 @@ const (
 	// returnHeader numbers a publish on its channel, so that a message that the broker returns is told
 	// from others, whatever ids they carry. It is taken off again on receipt.
 	returnHeader = meta.Prefix + "publish"
+
+	// longestNumber stands in the header until the publish has its number.
+	longestNumber = "18446744073709551615"
 
 	maxShortString = 255
 )
@@ -37,32 +39,31 @@ func (o *outgoing) answer(err error) {
 	o.done, o.err = true, err
 }
 
-// prepare makes an AMQP message of msg. All that would make amqp091 or the broker end the channel, or
-// the connection, over it and that can be known beforehand is found here.
-func (c Config) prepare(topic string, msg *message.Message) (*outgoing, error) {
+// prepare makes an AMQP message of msg; o is empty, but may have a table of headers. All that would make
+// amqp091 or the broker end the channel, or the connection, over it and that can be known beforehand is
+// found here.
+func (c *Config) prepare(o *outgoing, topic string, msg *message.Message) error {
 	switch {
 	case msg == nil:
-		return nil, refuse(reasonInvalid, "the message is nil")
+		return refuse(reasonInvalid, "the message is nil")
 	case topic == "":
-		return nil, refuse(reasonInvalid, "the topic is empty")
+		return refuse(reasonInvalid, "the topic is empty")
 	}
-	p, err := c.AMQP.Marshaler.Marshal(msg)
+	headers := o.publishing.Headers
+	if headers == nil {
+		headers = make(amqp091.Table, len(msg.Metadata)+2) // the id and the number
+	}
+	p, err := c.marshal(msg, headers)
 	if err != nil {
-		return nil, refuse(reasonEncoding, "marshal: %w", err)
+		return refuse(reasonEncoding, "marshal: %w", err)
 	}
 	if len(p.Body) > c.MaxMessageBytes {
-		return nil, refuse(reasonTooLarge, "the body has %d bytes, the limit is %d", len(p.Body), c.MaxMessageBytes)
+		return refuse(reasonTooLarge, "the body has %d bytes, the limit is %d", len(p.Body), c.MaxMessageBytes)
 	}
 	p.DeliveryMode = amqp091.Persistent
-	p.Headers = maps.Clone(p.Headers)
-	if p.Headers == nil {
-		p.Headers = amqp091.Table{}
-	}
-	p.Headers[returnHeader] = strconv.FormatUint(1<<63, 10) // as long as it can become
-	o := &outgoing{
-		topic: topic, exchange: c.AMQP.Exchange.GenerateName(topic), key: c.AMQP.Publish.GenerateRoutingKey(topic),
-		publishing: p,
-	}
+	p.Headers[returnHeader] = longestNumber
+	o.topic, o.exchange, o.key = topic, c.AMQP.Exchange.GenerateName(topic), c.AMQP.Publish.GenerateRoutingKey(topic)
+	o.publishing = p
 	for _, s := range [...]struct{ name, value string }{
 		{"exchange", o.exchange}, {"routing key", o.key}, {"content type", p.ContentType},
 		{"content encoding", p.ContentEncoding}, {"correlation id", p.CorrelationId}, {"reply-to", p.ReplyTo},
@@ -70,20 +71,40 @@ func (c Config) prepare(topic string, msg *message.Message) (*outgoing, error) {
 		{"app id", p.AppId},
 	} {
 		if len(s.value) > maxShortString {
-			return nil, refuse(reasonEncoding, "the %s has %d bytes, AMQP allows %d", s.name, len(s.value), maxShortString)
+			return refuse(reasonEncoding, "the %s has %d bytes, AMQP allows %d", s.name, len(s.value), maxShortString)
 		}
 		o.headerSize += 1 + len(s.value)
 	}
 	size, err := tableSize(p.Headers)
 	if err != nil {
-		return nil, refuse(reasonEncoding, "headers: %w", err)
+		return refuse(reasonEncoding, "headers: %w", err)
 	}
 	o.headerSize += size
-	return o, nil
+	return nil
+}
+
+// marshal makes an AMQP message whose headers are in the table that it is given: that of another marshaler
+// may be used elsewhere, too. Watermill-amqp's own one, with nothing set, is as ours but for the message-id.
+func (c *Config) marshal(msg *message.Message, headers amqp091.Table) (amqp091.Publishing, error) {
+	_, ours := c.AMQP.Marshaler.(Marshaler)
+	stock, ok := c.AMQP.Marshaler.(amqp.DefaultMarshaler)
+	plain := ok && stock.PostprocessPublishing == nil && stock.MessageUUIDHeaderKey == ""
+	if ours || plain {
+		p := marshal(msg, headers)
+		if plain {
+			p.MessageId = ""
+		}
+		return p, nil
+	}
+	p, err := c.AMQP.Marshaler.Marshal(msg)
+	clear(headers)
+	maps.Copy(headers, p.Headers)
+	p.Headers = headers
+	return p, err
 }
 
 // params is the topology that publishing to the message's topic needs.
-func (c Config) params(o *outgoing) amqp.BuildTopologyParams {
+func (c *Config) params(o *outgoing) amqp.BuildTopologyParams {
 	p := amqp.BuildTopologyParams{Topic: o.topic, ExchangeName: o.exchange, RoutingKey: o.key}
 	if c.AMQP.Queue.GenerateName != nil {
 		p.QueueName = c.AMQP.Queue.GenerateName(o.topic)

@@ -26,8 +26,8 @@ func FuzzRoundTrip(f *testing.F) {
 	f.Fuzz(func(t *testing.T, id, name, value string, payload []byte) {
 		in := message.NewMessage(id, payload)
 		in.Metadata[name] = value
-		o, err := cfg.prepare("topic", in)
-		if err != nil {
+		var o outgoing
+		if err := cfg.prepare(&o, "topic", in); err != nil {
 			require.NotEmpty(t, err.Error())
 			return
 		}

@@ -16,7 +16,7 @@ func TestMain(m *testing.M) {
 	testenv.Main(m, testenv.IgnoreLeak(goleak.IgnoreTopFunction("github.com/ThreeDotsLabs/watermill/pubsub/tests.TestReconnect.func2")))
 }
 
-func newPublisher(t *testing.T, config rabbitmq.Config) *rabbitmq.Publisher {
+func newPublisher(t testing.TB, config rabbitmq.Config) *rabbitmq.Publisher {
 	t.Helper()
 	p, err := rabbitmq.NewPublisher(config)
 	require.NoError(t, err)

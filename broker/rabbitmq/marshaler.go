@@ -3,6 +3,7 @@ package rabbitmq
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strconv"
 	"time"
 	"unicode/utf8"
@@ -24,11 +25,50 @@ type Marshaler struct{}
 
 // Marshal implements amqp.Marshaler.
 func (Marshaler) Marshal(msg *message.Message) (amqp091.Publishing, error) {
-	p, err := amqp.DefaultMarshaler{}.Marshal(msg)
-	if err == nil && len(msg.UUID) <= maxShortString {
+	return marshal(msg, make(amqp091.Table, len(msg.Metadata)+1)), nil
+}
+
+func marshal(msg *message.Message, headers amqp091.Table) amqp091.Publishing {
+	fill(headers, msg)
+	p := amqp091.Publishing{Body: msg.Payload, Headers: headers, DeliveryMode: amqp091.Persistent}
+	if len(msg.UUID) <= maxShortString {
 		p.MessageId = msg.UUID
 	}
-	return p, err
+	return p
+}
+
+// fill makes a table the headers of msg. Where it has the headers of another message, those that are the same
+// stay as they are: each value that is put there is an allocation.
+func fill(headers amqp091.Table, msg *message.Message) {
+	n := 1
+	for name, value := range msg.Metadata {
+		if !ofTransport(name) {
+			put(headers, name, value)
+			n++
+		}
+	}
+	put(headers, amqp.DefaultMessageUUIDHeaderKey, msg.UUID)
+	if _, numbered := headers[returnHeader]; numbered {
+		n++
+	}
+	if len(headers) == n {
+		return
+	}
+	maps.DeleteFunc(headers, func(name string, _ any) bool {
+		_, wanted := msg.Metadata[name]
+		return !wanted && !ofTransport(name)
+	})
+}
+
+// ofTransport names the headers that are not the message's metadata.
+func ofTransport(name string) bool {
+	return name == amqp.DefaultMessageUUIDHeaderKey || name == returnHeader
+}
+
+func put(headers amqp091.Table, name, value string) {
+	if there, ok := headers[name].(string); !ok || there != value {
+		headers[name] = value
+	}
 }
 
 // Unmarshal implements amqp.Marshaler.

@@ -24,6 +24,7 @@ type Publisher struct {
 	log       *slog.Logger
 	connector *connector
 	channels  *channelPool
+	memory    batchPool
 
 	mu      sync.Mutex
 	closed  bool
@@ -100,20 +101,24 @@ func (p *Publisher) PublishBatch(ctx context.Context, topics []string, msgs []*m
 	}
 	defer p.batches.Done()
 
-	batch := make([]*outgoing, len(msgs))
-	pending := make([]*outgoing, 0, len(msgs))
+	b := p.memory.get(len(msgs))
 	for i, msg := range msgs {
-		if batch[i], errs[i] = p.config.prepare(topics[i], msg); errs[i] == nil {
-			pending = append(pending, batch[i])
+		if errs[i] = p.config.prepare(&b.messages[i], topics[i], msg); errs[i] == nil {
+			b.prepared = append(b.prepared, &b.messages[i])
 		}
 	}
-	if len(pending) > 0 {
-		p.deliver(ctx, pending)
+	if len(b.prepared) > 0 {
+		p.deliver(ctx, b.prepared)
 	}
-	for i, o := range batch {
-		if o != nil {
-			errs[i] = o.err
+	whole := true
+	for i := range errs {
+		if errs[i] == nil {
+			errs[i] = b.messages[i].err
 		}
+		whole = whole && errs[i] == nil
+	}
+	if whole { // else some may be with a writer that hangs
+		p.memory.put(b)
 	}
 	return errs
 }
@@ -184,33 +189,40 @@ func (p *Publisher) oneByOne(ctx context.Context, batch []*outgoing) error {
 
 // declare prepares the topics of a batch, and refuses what cannot be sent over this connection.
 func (p *Publisher) declare(ctx context.Context, conn *connection, batch []*outgoing) error {
-	failed := map[string]error{}
+	topics := map[string]error{} // those declared, and why one could not be
 	// Header frames cannot be split; the broker ends the connection over one that is too long.
 	const overhead = 64
 	limit := conn.Config.FrameSize - overhead
-	for _, o := range unanswered(batch) {
+	for _, o := range batch {
+		if o.done {
+			continue
+		}
 		if limit > 0 && o.headerSize > limit {
 			o.answer(refuse(reasonTooLarge, "the metadata has %d bytes, the broker's frames allow %d", o.headerSize, limit))
 			continue
 		}
-		if failed[o.topic] == nil {
+		why, known := topics[o.topic]
+		if !known {
 			err := conn.declareFor(ctx, o.topic, p.config.params(o))
 			var e *amqp091.Error
 			switch {
 			case err == nil:
-				continue
 			case !errors.As(err, &e) || !e.Server || conn.IsClosed():
 				return err
+			default:
+				why = refuse(reasonTopology, "declare topic %q: %w", o.topic, err)
 			}
-			failed[o.topic] = refuse(reasonTopology, "declare topic %q: %w", o.topic, err)
+			topics[o.topic] = why
 		}
-		o.answer(failed[o.topic])
+		if why != nil {
+			o.answer(why)
+		}
 	}
 	return nil
 }
 
 func unanswered(batch []*outgoing) []*outgoing {
-	var rest []*outgoing
+	rest := make([]*outgoing, 0, len(batch))
 	for _, o := range batch {
 		if !o.done {
 			rest = append(rest, o)

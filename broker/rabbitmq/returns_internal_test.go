@@ -25,14 +25,15 @@ func TestAReturnThatNobodyTookForSixSecondsStillRefusesItsMessage(t *testing.T) 
 	ch, err := conn.confirmChannel(t.Context())
 	require.NoError(t, err)
 
-	o, err := config.prepare("no-such-queue", message.NewMessage("id", nil))
-	require.NoError(t, err)
-	out := make([]written, 1)
-	ch.write([]*outgoing{o}, out, make(chan struct{}, 1), nil)
+	o := &outgoing{}
+	require.NoError(t, config.prepare(o, "no-such-queue", message.NewMessage("id", nil)))
+	ch.numbers = []any{"0"}
+	f := newFlight(ch, []*outgoing{o})
+	f.write()
 	<-time.After(6 * time.Second) // the goroutine that evaluates confirms is busy with something else
-	<-out[0].confirm.Done()
-	require.True(t, out[0].confirm.Acked())
+	<-f.confirms[0].Done()
+	require.True(t, f.answer())
 	var r *refusal
-	require.ErrorAs(t, ch.judge(o, out[0]), &r)
+	require.ErrorAs(t, o.err, &r)
 	require.Equal(t, reasonNoRoute, r.reason)
 }

@@ -11,7 +11,7 @@ func benchMessage() *message.Message {
 	msg := message.NewMessage("5c9e0c2e-6f1c-4f0e-8f5d-0d5a3d5c3c11", make([]byte, 1024))
 	msg.Metadata = message.Metadata{
 		"event": "order.placed", "tenant": "t1", "trace": "00-4bf92f3577b34da6a3ce929d0e0e4736-01",
-		"millrace_position": "123456", "millrace_lane": "17", "millrace_epoch": "3", "millrace_attempt": "1",
+		"millrace_place": "17.3.123456.1",
 	}
 	return msg
 }

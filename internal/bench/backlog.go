@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -16,13 +18,58 @@ func backlogCases(sc scale) []benchCase {
 	d := drain{n: sc.huge, broker: streams, once: true}
 	c := benchCase{
 		name: backlogName(sc), title: fmt.Sprintf("%d messages waiting, to Redis", sc.huge), explain: backlogExplained, rounds: 1,
-		columns: append(slices.Clone(drainColumns), column{"slowest tenth, % of the fastest", extra("flat"), 0}),
+		columns: append(slices.Clone(drainColumns), column{"slowest tenth, % of the fastest", extra("flat"), 0},
+			column{"a read p50 ms", p50, 1}, column{"p99 ms", p99, 1}),
 	}
-	c.contenders = []contender{{millraceName, func(ctx context.Context, b *bench, round int) (Sample, error) {
-		p := params{Task: "drain-millrace", N: d.n, Cutoff: 4 * b.scale.patience(false), Profile: profileFile(b.profiles, c.name, millraceName, round)}
-		return d.measure(ctx, b, p, "millrace")
-	}}}
+	for _, one := range []struct {
+		name string
+		drain
+	}{{millraceName, d}, {fmt.Sprintf("millrace, %d waiting", sc.small), drain{n: sc.small, broker: streams}}} {
+		c.contenders = append(c.contenders, contender{one.name, func(ctx context.Context, b *bench, round int) (Sample, error) {
+			return one.measure(ctx, b, params{
+				Task: "drain-millrace", N: one.n, Cutoff: 4 * b.scale.patience(false), Options: map[string]int{timeReads: 1},
+				Profile: profileFile(b.profiles, c.name, one.name, round),
+			}, "millrace")
+		}})
+	}
 	return []benchCase{c}
+}
+
+// timeReads is the option of a participant that notes how long its reads take.
+const timeReads = "time-reads"
+
+// readTimes are how long the reads of a forwarder took, until the last row was there.
+type readTimes struct {
+	mu  sync.Mutex
+	all []time.Duration
+}
+
+type readBegun struct{}
+
+// TraceQueryStart implements pgx.QueryTracer.
+func (*readTimes) TraceQueryStart(ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryStartData) context.Context {
+	if strings.Contains(q.SQL, "FROM millrace_outbox") && strings.Contains(q.SQL, "o.payload") {
+		return context.WithValue(ctx, readBegun{}, time.Now())
+	}
+	return ctx
+}
+
+// TraceQueryEnd implements pgx.QueryTracer.
+func (r *readTimes) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryEndData) {
+	begun, ok := ctx.Value(readBegun{}).(time.Time)
+	if !ok || q.CommandTag.RowsAffected() == 0 {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.all = append(r.all, time.Since(begun))
+}
+
+// add writes the times into a sample.
+func (r *readTimes) add(s *Sample) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s.percentiles(r.all)
 }
 
 // fillMany publishes one message in ten and has the server copy the rest, under new ids.

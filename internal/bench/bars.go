@@ -72,6 +72,7 @@ func (r *report) bars() []bar {
 	all = append(all, r.latencyBars()...)
 	all = append(all, r.producerBars()...)
 	all = append(all, r.restBars(sc)...)
+	all = append(all, r.confirmBars()...)
 	for _, to := range []string{classic, streams} {
 		c := consume{to, 2 * time.Millisecond}
 		if s := r.find(c.name(), prefetchName); s != nil {
@@ -83,13 +84,16 @@ func (r *report) bars() []bar {
 }
 
 func (r *report) producerBars() (all []bar) {
-	for roundTrip, limit := range map[time.Duration]float64{0: 66, 2 * time.Millisecond: 94} {
+	add := func(roundTrip time.Duration, who, what string, limit float64) {
 		p := producer{8, driverPgx, roundTrip}
-		if s := r.find(p.name(), withOurs); s != nil {
-			all = append(all, bar{what: p.name() + ": of the business row alone", unit: " %", limit: limit,
+		if s := r.find(p.name(), who); s != nil {
+			all = append(all, bar{what: p.name() + what + ": of the business row alone", unit: " %", limit: limit,
 				value: ratio(s, r.find(p.name(), rowOnly), rate).times(100)})
 		}
 	}
+	add(0, withOurs, "", 66)
+	add(0, withNotify, ", NOTIFY", 60)
+	add(2*time.Millisecond, withOurs, "", 94)
 	return all
 }
 
@@ -153,11 +157,6 @@ func (r *report) drainBars(sc scale) (all []bar) {
 			all = append(all, bar{what: large(to).name() + ": memory", unit: " MB", limit: 100, atMost: true,
 				value: r.find(large(to).name(), millraceName).of(rssMB)})
 		}
-	}
-	p := producer{8, driverPgx, 0}
-	if s := r.find(p.name(), withNotify); s != nil {
-		all = append(all, bar{what: p.name() + ", NOTIFY: of the business row alone", unit: " %", limit: 60,
-			value: ratio(s, r.find(p.name(), rowOnly), rate).times(100)})
 	}
 	return all
 }

@@ -16,7 +16,16 @@ type benchCase struct {
 	explain    string // what limits it: Markdown for docs/benchmarks.md
 	contenders []contender
 	columns    []column
-	rounds     int // at most; 0: as many as wanted
+	compare    *comparison // nil: nothing to compare
+	swept      *swept      // of a sweep: which setting, and where
+	rounds     int         // at most; 0: as many as wanted
+}
+
+// comparison is the column that says how participants do against one of them.
+type comparison struct {
+	head    string
+	base    string
+	inverse bool // the base against each one, as a factor; else each one in percent of the base
 }
 
 // contender is one participant of a case. Each call is one run from a fresh start.
@@ -40,7 +49,9 @@ type scale struct {
 	large  int           // and of a long one
 	huge   int           // rows waiting in the backlog case
 	cutoff time.Duration // for slow participants
-	run    time.Duration // of cases that last a given time
+	run    time.Duration // of latencies, and by a multiple of idling
+	write  time.Duration // of producers
+	sweep  time.Duration // for participants of a sweep, and of confirming
 	keys   int           // many
 	few    int           // few keys
 	extras bool          // also what has no bar
@@ -56,9 +67,22 @@ func (sc scale) patience(slow bool) time.Duration {
 }
 
 var scales = map[string]scale{
-	"smoke": {"smoke", 1, 300, 1000, 2000, 500 * time.Millisecond, 200 * time.Millisecond, 50, 5, true},
-	"quick": {"quick", 3, 20_000, 200_000, 1_000_000, 2500 * time.Millisecond, 2500 * time.Millisecond, 10_000, 20, false},
-	"full":  {"full", 3, 20_000, 200_000, 1_000_000, 15 * time.Second, 10 * time.Second, 10_000, 20, true},
+	"smoke": {
+		name: "smoke", rounds: 1, small: 300, large: 1000, huge: 2000, keys: 50, few: 5, extras: true,
+		cutoff: 500 * time.Millisecond, run: 200 * time.Millisecond, write: 200 * time.Millisecond, sweep: 2 * time.Minute,
+	},
+	"quick": {
+		name: "quick", rounds: 3, small: 20_000, large: 200_000, huge: 1_000_000, keys: 10_000, few: 20,
+		cutoff: 2500 * time.Millisecond, run: 2500 * time.Millisecond, write: 2500 * time.Millisecond, sweep: 2 * time.Second,
+	},
+	"full": {
+		name: "full", rounds: 3, small: 20_000, large: 200_000, huge: 1_000_000, keys: 10_000, few: 20, extras: true,
+		cutoff: 15 * time.Second, run: 10 * time.Second, write: 4 * time.Second, sweep: 2500 * time.Millisecond,
+	},
+	"sweep": {
+		name: "sweep", rounds: 3, small: 20_000, huge: 1_000_000, extras: true,
+		cutoff: 15 * time.Second, run: 10 * time.Second, write: 4 * time.Second, sweep: 2500 * time.Millisecond,
+	},
 }
 
 // bench runs cases.
@@ -67,6 +91,7 @@ type bench struct {
 	scale     scale
 	rounds    int
 	profiles  string // folder, or empty
+	file      string // for the results, or empty
 	log       io.Writer
 	templates map[string]string
 }
@@ -140,6 +165,10 @@ func (b *bench) measureChild(ctx context.Context, p params) (Sample, error) {
 
 // place makes the queue or stream of a run. Its end says how many messages were in it.
 func (b *bench) place(ctx context.Context, kind string, roundTrip time.Duration) (broker, func() (int, error), error) {
+	return b.placeOf(ctx, kind, topic, roundTrip)
+}
+
+func (b *bench) placeOf(ctx context.Context, kind, topic string, roundTrip time.Duration) (broker, func() (int, error), error) {
 	at := broker{Kind: kind, Topic: topic}
 	a, err := b.fleet.server(ctx, at.server())
 	if err != nil {

@@ -21,9 +21,11 @@ func TestMain(m *testing.M) {
 }
 
 // some are cases in which, together, everything is used.
-var some = regexp.MustCompile(`^(drain/300/(rabbitmq-classic|redis|rabbitmq-quorum/5-keys)|` +
+var some = regexp.MustCompile(`^(drain/300/(rabbitmq-classic|redis)|drain-keys/300/rabbitmq-quorum/2ms|` +
 	`latency/200/rabbitmq-classic|latency/200/redis/foreign-tx|producer/(pgx/8-writers/2ms|sql/8-writers)|` +
-	`consume/(rabbitmq-classic/2ms|redis)|drain-(mariadb|sqlite)/redis|backlog/2k|latency/200/rabbitmq-classic/poison|idle)$`)
+	`consume/(rabbitmq-classic/2ms|redis)|confirm/(rabbitmq-classic/inbox-pgx/2ms|redis/remembered)|` +
+	`drain-(mariadb|sqlite)/redis|backlog/2k|latency/200/rabbitmq-classic/poison|idle|` +
+	`sweep/(replicas/rabbitmq-classic|debounce/(latency-1000|producer)))$`)
 
 func TestCasesRunWithEachOfTheirParticipants(t *testing.T) {
 	b := &bench{
@@ -70,7 +72,18 @@ func TestCasesRunWithEachOfTheirParticipants(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Into a copy of the page itself, so that its marks are looked at too.
+	page, err := os.ReadFile("../../docs/benchmarks.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	path := filepath.Join(t.TempDir(), "benchmarks.md")
+	if kept := os.Getenv("MILLRACE_BENCH_DOC"); kept != "" {
+		path = kept
+	}
+	if err := os.WriteFile(path, page, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	if err := writeDoc(path, bytes.NewReader(content)); err != nil {
 		t.Error(err)
 	}
@@ -118,6 +131,50 @@ func TestNumbersAreWrittenInThousands(t *testing.T) {
 	} {
 		if got != want {
 			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+func TestWhatIsBetweenTheMarksOfAPageIsReplaced(t *testing.T) {
+	page := "by hand\n<!-- bench: bars -->\nold\n<!-- end of bars -->\nby hand too\n"
+	got, err := between(page, "bars", "\nnew\n\n")
+	if want := strings.Replace(page, "old", "new", 1); err != nil || got != want {
+		t.Errorf("got %q, %v, want %q", got, err, want)
+	}
+	for _, broken := range []string{"", "<!-- bench: bars -->", "<!-- end of bars --><!-- bench: bars -->"} {
+		if _, err := between(broken, "bars", "new"); err == nil {
+			t.Errorf("%q was taken for a page with both marks", broken)
+		}
+	}
+}
+
+func TestTheWayOfAShopTellsItsPauseBetweenNotes(t *testing.T) {
+	for _, ms := range debounce.values {
+		if got, ok := pauseOf(debounced(ms)); !ok || got != time.Duration(ms)*time.Millisecond {
+			t.Errorf("%d ms: got %v, %v", ms, got, ok)
+		}
+	}
+	for _, way := range []string{withNotify, withOurs, rowOnly} {
+		if _, ok := pauseOf(way); ok {
+			t.Errorf("%q has a pause", way)
+		}
+	}
+}
+
+func TestEachKnobIsComparedWithItsDefault(t *testing.T) {
+	for _, c := range sweepCases(scales["sweep"]) {
+		if c.compare == nil {
+			continue
+		}
+		names := map[string]int{}
+		for _, one := range c.contenders {
+			names[one.name]++
+		}
+		if names[c.compare.base] != 1 {
+			t.Errorf("%s has %d participants called %q", c.name, names[c.compare.base], c.compare.base)
+		}
+		if len(names) != len(c.contenders) {
+			t.Errorf("%s has two participants of one name: %v", c.name, names)
 		}
 	}
 }

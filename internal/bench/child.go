@@ -38,6 +38,8 @@ type params struct {
 	Tuned   bool          // of a peer: with the settings that make it fast
 	Way     string        // how it writes, or a name of its own
 	Driver  int           // of the database
+	Handler string        // of a consumer that confirms
+	Words   string        // where confirmations go, or empty
 	Outside bool          // the forwarder runs in another process
 	Options map[string]int
 	Profile string // file for a CPU profile, or empty

@@ -43,52 +43,61 @@ const (
 func (c consume) contender(name string) contender {
 	task := map[string]string{serialName: "consume-stock", prefetchName: "consume-millrace"}[name]
 	return contender{name, func(ctx context.Context, b *bench, round int) (Sample, error) {
-		at, end, err := b.place(ctx, c.broker, c.roundTrip)
-		if err != nil {
-			return Sample{}, err
-		}
-		defer func() { _, _ = end() }()
-		a, err := b.fleet.server(ctx, servers.Redis)
-		if err != nil {
-			return Sample{}, err
-		}
-		dedup, err := b.fleet.slow(a.URL, c.roundTrip)
-		if err != nil {
-			return Sample{}, err
-		}
-		direct := at
-		direct.URL = b.fleet.started[at.server()].URL
-		fill, err := b.measureChild(ctx, params{Task: "raw-broker", Broker: direct, N: b.scale.small})
-		if err != nil {
-			return fill, err
-		}
-		return b.measureChild(ctx, params{
-			Task: task, Broker: at, Dedup: dedup, N: b.scale.small, Cutoff: b.scale.patience(name == serialName),
-			Way: b.fleet.name("consumer"), Profile: profileFile(b.profiles, c.name(), name, round),
+		return c.measure(ctx, b, params{
+			Task: task, N: b.scale.small, Cutoff: b.scale.patience(name == serialName),
+			Options: map[string]int{concurrency.name: prefetched}, Profile: profileFile(b.profiles, c.name(), name, round),
 		})
 	}}
 }
 
-const concurrency = 100
+func (c consume) measure(ctx context.Context, b *bench, p params) (Sample, error) {
+	at, end, err := b.place(ctx, c.broker, c.roundTrip)
+	if err != nil {
+		return Sample{}, err
+	}
+	defer func() { _, _ = end() }()
+	a, err := b.fleet.server(ctx, servers.Redis)
+	if err != nil {
+		return Sample{}, err
+	}
+	if p.Dedup, err = b.fleet.slow(a.URL, c.roundTrip); err != nil {
+		return Sample{}, err
+	}
+	direct := at
+	direct.URL = b.fleet.started[at.server()].URL
+	if fill, err := b.measureChild(ctx, params{Task: "raw-broker", Broker: direct, N: p.N}); err != nil {
+		return fill, err
+	}
+	p.Broker, p.Way = at, b.fleet.name("consumer")
+	return b.measureChild(ctx, p)
+}
+
+// prefetched is how many messages are in hand.
+const prefetched = 100
 
 // consumed runs a router until the messages are handled.
 func consumed(ctx context.Context, p params, sub message.Subscriber, chain []message.HandlerMiddleware, begin func()) (Sample, error) {
+	var handled atomic.Int64
+	return consumedBy(ctx, p, sub, chain, func(*message.Message) error {
+		handled.Add(1)
+		return nil
+	}, func() int { return int(handled.Load()) }, begin)
+}
+
+// consumedBy runs a router until so many as it is to move were moved.
+func consumedBy(ctx context.Context, p params, sub message.Subscriber, chain []message.HandlerMiddleware, handler message.NoPublishHandlerFunc,
+	moved func() int, begin func()) (Sample, error) {
 	router, err := message.NewRouter(message.RouterConfig{CloseTimeout: 5 * time.Second}, watermill.NopLogger{})
 	if err != nil {
 		return Sample{}, err
 	}
-	var handled atomic.Int64
-	h := router.AddConsumerHandler("bench", p.Broker.Topic, sub, func(*message.Message) error {
-		handled.Add(1)
-		return nil
-	})
-	h.AddMiddleware(chain...)
+	router.AddConsumerHandler("bench", p.Broker.Topic, sub, handler).AddMiddleware(chain...)
 	run, stop := context.WithCancel(ctx)
 	defer stop()
 	begin()
 	ended := make(chan error, 1)
 	go func() { ended <- router.Run(run) }()
-	s, err := drained(ctx, p, func() int { return int(handled.Load()) })
+	s, err := drained(ctx, p, moved)
 	stop()
 	select {
 	case failed := <-ended:
@@ -98,24 +107,26 @@ func consumed(ctx context.Context, p params, sub message.Subscriber, chain []mes
 	return s, err
 }
 
+// subscriber is millrace's.
+func (b broker) subscriber(concurrency int) (message.Subscriber, error) {
+	if b.Kind == streams {
+		return redisstreams.NewSubscriber(redisstreams.Config{
+			URL: b.URL, ConsumerGroup: "bench", Consumer: "one", Concurrency: concurrency, Logger: warnings(),
+		})
+	}
+	return rabbitmq.NewSubscriber(rabbitmq.Config{AMQP: b.amqpConfig(), Quorum: b.Kind == quorum, Concurrency: concurrency, Logger: warnings()})
+}
+
 func consumeOurs(ctx context.Context, p params, begin func()) (Sample, error) {
 	opts, err := redis.ParseURL(p.Dedup)
 	if err != nil {
 		return Sample{}, errors.New("redis: the address is not a URL")
 	}
 	opts.ContextTimeoutEnabled = true
-	opts.PoolSize = concurrency
+	opts.PoolSize = max(10, p.Options[concurrency.name])
 	client := redis.NewClient(opts)
 	defer client.Close()
-	var sub message.Subscriber
-	if p.Broker.Kind == streams {
-		sub, err = redisstreams.NewSubscriber(redisstreams.Config{
-			URL: p.Broker.URL, ConsumerGroup: "bench", Consumer: "one", Concurrency: concurrency, Logger: warnings(),
-		})
-	} else {
-		c := p.Broker.amqpConfig()
-		sub, err = rabbitmq.NewSubscriber(rabbitmq.Config{AMQP: c, Quorum: p.Broker.Kind == quorum, Concurrency: concurrency, Logger: warnings()})
-	}
+	sub, err := p.Broker.subscriber(p.Options[concurrency.name])
 	if err != nil {
 		return Sample{}, err
 	}
@@ -147,7 +158,7 @@ func consumeStock(ctx context.Context, p params, begin func()) (Sample, error) {
 		}
 	} else {
 		c := p.Broker.amqpConfig()
-		c.Consume.Qos.PrefetchCount = concurrency
+		c.Consume.Qos.PrefetchCount = prefetched
 		if sub, err = wmamqp.NewSubscriber(c, watermill.NopLogger{}); err != nil {
 			return Sample{}, err
 		}
@@ -180,7 +191,7 @@ func consumeCases(sc scale) (all []benchCase) {
 		}
 		all = append(all, benchCase{
 			name: c.name(), title: fmt.Sprintf("Each message handled once, from %s, remembered in Redis, round trip %v", c.broker, c.roundTrip),
-			explain: consumeExplained, columns: drainColumns,
+			explain: consumeExplained, columns: drainColumns, compare: &comparison{head: "millrace is", base: prefetchName, inverse: true},
 			contenders: []contender{c.contender(prefetchName), c.contender(serialName)},
 		})
 	}

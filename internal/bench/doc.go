@@ -10,7 +10,8 @@ import (
 	"strings"
 )
 
-// writeDoc makes docs/benchmarks.md, and its plots in a folder beside it, of a report.
+// writeDoc writes a report into docs/benchmarks.md, and its plots into a folder beside it. What is there by hand stays: only
+// the sections between marks are replaced, and of those only what the report has something for.
 func writeDoc(path string, from io.Reader) error {
 	var r report
 	if err := json.NewDecoder(from).Decode(&r); err != nil {
@@ -20,74 +21,116 @@ func writeDoc(path string, from io.Reader) error {
 	if !ok {
 		return fmt.Errorf("no such scale: %q", r.Scale)
 	}
+	var cases, sweeps []benchCase
 	for _, c := range allCases(sc) {
-		for _, one := range c.contenders {
-			if r.find(c.name, one.name) != nil {
-				r.cases = append(r.cases, c)
-				break
-			}
+		switch {
+		case !r.ran(c):
+		case c.swept != nil:
+			sweeps = append(sweeps, c)
+		default:
+			cases = append(cases, c)
 		}
+	}
+	page, err := os.ReadFile(path)
+	if err != nil {
+		return err
 	}
 	folder := strings.TrimSuffix(path, ".md")
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return err
 	}
-	var b strings.Builder
-	r.head(&b)
-	r.barTable(&b)
-	for _, c := range r.cases {
-		if err := r.section(&b, c, folder); err != nil {
+	text := string(page)
+	if len(cases) > 0 {
+		if text, err = r.measured(text, cases, folder); err != nil {
 			return err
 		}
 	}
-	b.WriteString(tuning)
-	return os.WriteFile(path, []byte(b.String()), 0o644)
+	if len(sweeps) > 0 {
+		var b strings.Builder
+		if err := r.sweepSection(&b, sweeps, folder); err != nil {
+			return err
+		}
+		if text, err = between(text, "sweep", b.String()); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(path, []byte(text), 0o644)
 }
 
-const preface = `# Benchmarks
+// ran reports whether there is a run of the case.
+func (r *report) ran(c benchCase) bool {
+	for _, one := range c.contenders {
+		if r.find(c.name, one.name) != nil {
+			return true
+		}
+	}
+	return false
+}
 
-This page is written by ` + "`make bench`" + `, which anybody can repeat; ` + "`make bench-quick`" + ` prints the bars in some six minutes.
+// measured writes what is not swept.
+func (r *report) measured(text string, cases []benchCase, folder string) (string, error) {
+	var bars, all strings.Builder
+	r.barTable(&bars)
+	said := ""
+	for _, c := range cases {
+		explain := c.explain
+		if explain == said {
+			explain = "" // once for cases that follow each other
+		}
+		said = c.explain
+		if err := r.section(&all, c, explain, folder); err != nil {
+			return "", err
+		}
+	}
+	for _, part := range []struct{ mark, content string }{{"run", r.head()}, {"bars", bars.String()}, {"cases", all.String()}} {
+		var err error
+		if text, err = between(text, part.mark, part.content); err != nil {
+			return "", err
+		}
+	}
+	return text, nil
+}
 
-%s. Everything ran on one machine (%s): servers, participants and, where a case has it, a proxy that makes each round trip 2 ms.
-So the absolute figures say little about other machines. What counts are the ratios: the participants of a case ran in turn, each in a process of its own,
-%d rounds, and ratios are formed within a round. Medians are given, with the lowest and the highest round in brackets. Servers wait for the disk as they do by
-default. Payloads are 1 KiB of text with three metadata; messages are persistent and confirmed.
+// between replaces what is between two marks, which are comments of Markdown.
+func between(text, mark, content string) (string, error) {
+	begin, end := "<!-- bench: "+mark+" -->", "<!-- end of "+mark+" -->"
+	before, rest, ok := strings.Cut(text, begin)
+	_, after, closed := strings.Cut(rest, end)
+	if !ok || !closed {
+		return "", fmt.Errorf("the page has no %s and %s behind it", begin, end)
+	}
+	return before + begin + "\n" + strings.TrimSpace(content) + "\n" + end + after, nil
+}
 
-**watermill** is watermill-sql's default schema with components/forwarder and watermill-amqp (ConfirmDelivery) or
-watermill-redisstream, all with their defaults; **tuned** reads 1000 rows at once, looks every 10 ms and keeps 10 channels open.
-**oagudo/outbox** has no publisher and got millrace's; with its defaults it moves 100 messages in 10 s, so it runs without pause. **limit** is what the
-broker takes from a client that sends out of memory with 1000 messages in flight, or what the database gives to one that reads and
-deletes. Slow participants were stopped after %v and are rated on what they had moved.
-
+const preface = `Measured %s, %s, on one machine: %s. Servers, participants and, where a case has it, a proxy that makes each round trip 2 ms, share it. The
+participants of a case ran in turn, each in a process of its own, up to %d rounds; ratios are formed within a round. Medians are given, with the lowest and the highest round in
+brackets. Payloads are 1 KiB of text with three metadata, without keys where nothing else is said; messages are persistent and confirmed. Slow participants were stopped after %v and are rated on
+what they had moved.
 `
 
-func (r *report) head(b *strings.Builder) {
+func (r *report) head() string {
 	rounds := 0
 	for _, s := range r.Series {
 		rounds = max(rounds, len(s.Samples))
 	}
-	fmt.Fprintf(b, preface, r.Date, r.Machine, rounds, scales[r.Scale].cutoff)
+	which := map[bool]string{true: "everything (`make bench`)", false: "what has a bar (`make bench-quick`)"}[scales[r.Scale].extras]
+	return fmt.Sprintf(preface, r.Date, which, r.Machine, rounds, scales[r.Scale].cutoff)
 }
 
 func (r *report) barTable(b *strings.Builder) {
-	b.WriteString("## Bars\n\nWhat the project wants to reach, and what was measured.\n\n| | bar | measured | |\n|---|---:|---:|---|\n")
+	b.WriteString("| case | bar | measured | met |\n|---|---:|---:|---|\n")
 	for _, bar := range r.bars() {
-		verdict := strings.ToLower(strings.TrimSpace(bar.verdict()))
+		verdict := map[string]string{"met": "yes", "MISSED": "**no**"}[strings.TrimSpace(bar.verdict())]
 		fmt.Fprintf(b, "| %s | %s | %s | %s |\n", bar.what, bar.want(), bar.got(), verdict)
 	}
-	b.WriteString("\n")
 }
 
-func (r *report) section(b *strings.Builder, c benchCase, folder string) error {
-	fmt.Fprintf(b, "## %s\n\n%s\n\n", c.title, c.explain)
-	rows := r.table(c)
-	for i, row := range rows {
-		fmt.Fprintf(b, "| %s |\n", strings.Join(row, " | "))
-		if i == 0 {
-			fmt.Fprintf(b, "|---|%s\n", strings.Repeat("---:|", len(row)-1))
-		}
+func (r *report) section(b *strings.Builder, c benchCase, explain, folder string) error {
+	fmt.Fprintf(b, "### %s\n\n", c.title)
+	if explain != "" {
+		fmt.Fprintf(b, "%s\n\n", explain)
 	}
-	b.WriteString("\n")
+	writeTable(b, r.table(c))
 	if len(c.contenders) < 2 {
 		return nil
 	}
@@ -104,23 +147,26 @@ func (r *report) section(b *strings.Builder, c benchCase, folder string) error {
 		unit = rest
 	}
 	plot := plotBars(c.title+": "+main.head, unit, main.digits, names, values)
+	return savePlot(b, plot, c.title, folder, c.name)
+}
+
+// writeTable writes rows, the first of which is the head.
+func writeTable(b *strings.Builder, rows [][]string) {
+	for i, row := range rows {
+		fmt.Fprintf(b, "| %s |\n", strings.Join(row, " | "))
+		if i == 0 {
+			fmt.Fprintf(b, "|---|%s\n", strings.Repeat("---:|", len(row)-1))
+		}
+	}
+	b.WriteString("\n")
+}
+
+// savePlot writes a plot beside the page, and a reference to it.
+func savePlot(b *strings.Builder, plot, title, folder, name string) error {
 	if plot == "" {
 		return nil
 	}
-	file := strings.NewReplacer("/", "-").Replace(c.name) + ".svg"
-	fmt.Fprintf(b, "![%s](%s/%s)\n\n", c.title, filepath.Base(folder), file)
+	file := strings.NewReplacer("/", "-").Replace(name) + ".svg"
+	fmt.Fprintf(b, "![%s](%s/%s)\n\n", title, filepath.Base(folder), file)
 	return os.WriteFile(filepath.Join(folder, file), []byte(plot), 0o644)
 }
-
-const tuning = `## How to tune
-
-The defaults are meant to be left alone. What can be changed, and what it does:
-
-- **Config.BatchRows** (500): messages in one call of the publisher, and rows of one read. More gains little; fewer cost round trips.
-- **Config.Batches** (4): calls of the publisher at once. Together with BatchRows it says how much is in flight.
-- **Config.ReadAheadRows, ReadAheadBytes**: what is held in memory, and so what is sent twice after a crash.
-- **Config.PollInterval, MaxPollInterval** (250 ms, 1 s): how late messages of other processes are found, against statements of idle
-  forwarders.
-- **Concurrency** of a subscriber (10): messages in hand. With Idempotent, each waits for two round trips to the store, so that throughput is at most
-  Concurrency in that time.
-`

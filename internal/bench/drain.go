@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -25,10 +26,10 @@ func (d drain) name() string {
 	if d.n < 1000 {
 		name = fmt.Sprintf("drain/%d/%s", d.n, d.broker)
 	}
-	switch {
-	case d.keys > 0:
+	if d.keys > 0 {
 		name += fmt.Sprintf("/%d-keys", d.keys)
-	case d.roundTrip > 0:
+	}
+	if d.roundTrip > 0 {
 		name += "/" + d.roundTrip.String()
 	}
 	return name
@@ -144,12 +145,15 @@ var drainColumns = []column{
 	{"RSS MB", rssMB, 0},
 }
 
+// oursAgainst is how many times as fast as each other one millrace is.
+var oursAgainst = &comparison{head: "millrace is", base: millraceName, inverse: true}
+
 // drainCases are the drains of PostgreSQL.
 func drainCases(sc scale) []benchCase {
 	const roundTrip = 2 * time.Millisecond
 	var all []benchCase
 	add := func(d drain, title, explain string, who ...string) {
-		c := benchCase{name: d.name(), title: title, explain: explain, columns: drainColumns}
+		c := benchCase{name: d.name(), title: title, explain: explain, columns: drainColumns, compare: oursAgainst}
 		for _, name := range who {
 			c.contenders = append(c.contenders, d.contender(name))
 		}
@@ -174,22 +178,55 @@ func drainCases(sc scale) []benchCase {
 		add(drain{n: sc.large, broker: to}, fmt.Sprintf("Drain of %d messages to %s", sc.large, to), largeExplained,
 			millraceName, stockName)
 	}
-	for _, to := range []string{classic, streams} {
+	for _, to := range []string{classic, quorum, streams} {
 		who := []string{millraceName, stockName}
-		if sc.extras {
+		switch {
+		case to == quorum && !sc.extras:
+			continue
+		case to == quorum:
+			who = []string{millraceName, rawName}
+		case sc.extras:
 			who = append(who, tunedName)
 		}
 		add(drain{n: sc.small, broker: to, roundTrip: roundTrip},
 			fmt.Sprintf("Drain of %d messages to %s, each round trip 2 ms", sc.small, to), slowExplained, who...)
 	}
-	for _, keys := range []int{sc.keys, sc.few} {
+	if !sc.extras {
+		return all
+	}
+	for _, to := range []string{classic, quorum, streams} {
+		add(drain{n: sc.large, broker: to, roundTrip: roundTrip},
+			fmt.Sprintf("Drain of %d messages to %s, each round trip 2 ms", sc.large, to), slowExplained, millraceName)
+	}
+	return append(all, keyedCases(sc)...)
+}
+
+// keyedCases compare what keys cost: the same messages without, of many and of few keys.
+func keyedCases(sc scale) (all []benchCase) {
+	for _, roundTrip := range []time.Duration{0, 2 * time.Millisecond} {
 		for _, to := range []string{classic, quorum, streams} {
-			if !sc.extras {
-				continue
+			plain := drain{n: sc.small, broker: to, roundTrip: roundTrip}
+			c := benchCase{
+				name: strings.Replace(plain.name(), "drain/", "drain-keys/", 1), title: fmt.Sprintf("Drain of %d messages with keys to %s, round trip %v", sc.small, to, roundTrip),
+				explain: keysExplained, columns: drainColumns, compare: &comparison{head: "of the rate without keys", base: noKeysName},
 			}
-			add(drain{n: sc.small, broker: to, keys: keys},
-				fmt.Sprintf("Drain of %d messages of %d keys to %s", sc.small, keys, to), keysExplained, millraceName)
+			for _, keys := range []int{0, sc.keys, sc.few} {
+				d, name := plain, noKeysName
+				if keys > 0 {
+					name = fmt.Sprintf("millrace, %d keys", keys)
+				}
+				d.keys = keys
+				c.contenders = append(c.contenders, contender{name, func(ctx context.Context, b *bench, round int) (Sample, error) {
+					return d.measure(ctx, b, params{
+						Task: "drain-millrace", N: d.n, Cutoff: b.scale.patience(false), Profile: profileFile(b.profiles, c.name, name, round),
+					}, "millrace")
+				}})
+			}
+			all = append(all, c)
 		}
 	}
 	return all
 }
+
+// noKeysName is the participant without keys.
+const noKeysName = "millrace, no keys"

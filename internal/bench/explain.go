@@ -42,3 +42,28 @@ const backlogExplained = `What waits stays in the database: a forwarder holds at
 
 const poisonExplained = `One message that the broker refuses, sent first. Millrace counts its attempts and goes on with the rest; Watermill's
 forwarder, given one message that it cannot unwrap, tries that one for ever.`
+
+const confirmExplained = `A consumer with the recommended chain whose messages ask for a confirmation. In the background the message is acknowledged while
+its confirmation is under way; it counts here when the broker has both. Waiting costs a round trip more. In the transaction the confirmation is a row of the outbox:
+on native pgx it travels in COMMIT's round trip, on database/sql it is a round trip of its own. One handler writes one short row and the other does nothing, so the
+shares are what confirming costs at most. With Redis 100 messages are in hand, with the database 20, as many as it has connections. Who forwards and applies
+the confirmations is not running.`
+
+// What the knobs change.
+
+const batchRowsText = `Messages in one call of the publisher, and rows of one read. More share a round trip; fewer are in memory, and are sent twice after a crash.`
+
+const batchesText = `Calls of the publisher at once: together with BatchRows it says how much waits for the broker's answers. Order is kept either way.`
+
+const readAheadText = `Messages held in memory: read, in flight, or confirmed and not yet settled. The default is (Batches + 2) × BatchRows. Below Batches × BatchRows it is
+what limits the flight.`
+
+const replicasText = `More forwarders are for availability. Here they run on the same cores as the servers, in one process, each with a publisher and connections
+of its own; they had their shares of the lanes before the messages came.`
+
+const debounceText = `The pause is no setting: it is 5 ms, and this is why. The first note goes at once; what is committed in the pause after it shares the next one.
+On the left how late a message is at a consumer of Redis when the forwarder is in another process, on the right what the notes cost who writes.`
+
+const concurrencyText = `Messages in hand at a time, each remembered in Redis by middleware.Idempotent; the handler does nothing. Waits for round trips overlap,
+and messages that are handled at the same time share them. A handler that waits for something of its own gains more. More are given out twice when the
+process dies.`

@@ -95,10 +95,21 @@ func (l latency) measure(ctx context.Context, b *bench, p params) (Sample, error
 	if err != nil {
 		return Sample{}, errors.Join(err, producer.end())
 	}
+	before := b.fleet.serverCPU(ctx)
 	s, err := producer.run()
-	_, stopped := other.stop()
+	s.Servers = since(before, b.fleet.serverCPU(ctx))
+	forwarder, stopped := other.stop()
+	if err == nil && s.Moved > 0 {
+		if s.Extra == nil {
+			s.Extra = map[string]float64{}
+		}
+		s.Extra[forwarderCPU] = forwarder.CPU / float64(s.Moved) * 1e6
+	}
 	return s, errors.Join(err, stopped)
 }
+
+// forwarderCPU is the figure of a forwarder in a process of its own.
+const forwarderCPU = "forwarder-cpu"
 
 // occupy keeps a foreign transaction that writes open: each for a second, the next one begun before the
 // last one ends.
@@ -142,6 +153,9 @@ func latencyOurs(ctx context.Context, p params, begin func()) (Sample, error) {
 	way := withOurs
 	if p.Outside {
 		way = withNotify
+	}
+	if p.Way != "" {
+		way = p.Way
 	}
 	s, err := openShop(ctx, p.DB, way, driverPgx, p.Writers)
 	if err != nil {
@@ -257,6 +271,7 @@ var latencyColumns = []column{
 	{"p99 ms", p99, 2},
 	{"p99.9 ms", func(s Sample) float64 { return s.P999 }, 2},
 	{"own CPU µs/msg", cpuPerMessage, 0},
+	{"forwarder's CPU µs/msg", extra(forwarderCPU), 0},
 	{"PostgreSQL µs/msg", serverPerMessage("postgres"), 0},
 	{"not delivered", extra("missing"), 0},
 }
@@ -295,6 +310,7 @@ func latencyCases(sc scale) (all []benchCase) {
 		add(latency{broker: to, rate: 200}, millraceName, outsideName, stockName, tunedName)
 		add(latency{broker: to, rate: 200, foreign: true}, millraceName, tunedName)
 		add(latency{broker: to, rate: 1000}, millraceName, outsideName, tunedName)
+		add(latency{broker: to, rate: 1000, foreign: true}, millraceName, tunedName)
 	}
 	return all
 }

@@ -94,7 +94,7 @@ func otherDrainCases(sc scale) (all []benchCase) {
 			d := otherDrain{sc.small, kind, to}
 			c := benchCase{
 				name: d.name(), title: fmt.Sprintf("Drain of %d messages from %s to %s", d.n, d.database(), to),
-				explain: otherExplained, columns: drainColumns, contenders: []contender{d.contender(millraceName)},
+				explain: otherExplained, columns: drainColumns, compare: oursAgainst, contenders: []contender{d.contender(millraceName)},
 			}
 			if kind == servers.MariaDB {
 				c.contenders = append(c.contenders, d.contender(stockName), d.contender(tunedName))

@@ -45,9 +45,15 @@ type ourOutbox struct {
 	close   func()
 }
 
-func openOutbox(ctx context.Context, d database) (*ourOutbox, error) {
+// openOutbox opens one; on PostgreSQL with a tracer, unless that is nil.
+func openOutbox(ctx context.Context, d database, tracer pgx.QueryTracer) (*ourOutbox, error) {
 	if d.Kind == servers.Postgres {
-		pool, err := pgxpool.New(ctx, d.URL)
+		cfg, err := pgxpool.ParseConfig(d.URL)
+		if err != nil {
+			return nil, err
+		}
+		cfg.ConnConfig.Tracer = tracer
+		pool, err := pgxpool.NewWithConfig(ctx, cfg)
 		if err != nil {
 			return nil, err
 		}
@@ -70,7 +76,7 @@ func openOutbox(ctx context.Context, d database) (*ourOutbox, error) {
 
 // fillOurs puts n messages into a fresh outbox.
 func fillOurs(ctx context.Context, d database, topic string, n, keys int) error {
-	o, err := openOutbox(ctx, d)
+	o, err := openOutbox(ctx, d, nil)
 	if err != nil {
 		return err
 	}
@@ -97,7 +103,12 @@ func fillOurs(ctx context.Context, d database, topic string, n, keys int) error 
 
 // drainOurs forwards what is in the outbox, until the rows are gone.
 func drainOurs(ctx context.Context, p params, begin func()) (Sample, error) {
-	o, err := openOutbox(ctx, p.DB)
+	var reads readTimes
+	var tracer pgx.QueryTracer
+	if p.Options[timeReads] > 0 {
+		tracer = &reads
+	}
+	o, err := openOutbox(ctx, p.DB, tracer)
 	if err != nil {
 		return Sample{}, err
 	}
@@ -108,7 +119,7 @@ func drainOurs(ctx context.Context, p params, begin func()) (Sample, error) {
 	}
 	defer pub.Close()
 	fwd, err := forwarder.New(o.box, pub, forwarder.Config{
-		Logger: warnings(), BatchRows: p.Options["rows"], Batches: p.Options["batches"],
+		Logger: warnings(), BatchRows: p.Options[batchRows.name], Batches: p.Options[batchesAtOnce.name], ReadAheadRows: p.Options[readAhead.name],
 	})
 	if err != nil {
 		return Sample{}, err
@@ -118,6 +129,7 @@ func drainOurs(ctx context.Context, p params, begin func()) (Sample, error) {
 	begin()
 	go func() { ended <- fwd.Run(run) }()
 	s, err := drained(ctx, p, func() int { return int(fwd.Stats().Settled) })
+	reads.add(&s)
 	stop()
 	return s, errors.Join(err, <-ended)
 }

@@ -28,20 +28,22 @@ func (p producer) name() string {
 
 func (p producer) contender(way string) contender {
 	return contender{way, func(ctx context.Context, b *bench, round int) (Sample, error) {
-		name, address, err := b.fleet.clone(ctx, "")
-		if err != nil {
-			return Sample{}, err
-		}
-		defer func() { _ = b.fleet.drop(context.WithoutCancel(ctx), name) }()
-		slow, err := b.fleet.slow(address, p.roundTrip)
-		if err != nil {
-			return Sample{}, err
-		}
-		return b.measureChild(ctx, params{
-			Task: "produce", DB: database{servers.Postgres, slow}, Writers: p.writers, Cutoff: b.scale.run,
-			Way: way, Driver: p.driver, Profile: profileFile(b.profiles, p.name(), way, round),
-		})
+		return p.measure(ctx, b, params{Way: way, Cutoff: b.scale.write, Profile: profileFile(b.profiles, p.name(), way, round)})
 	}}
+}
+
+func (p producer) measure(ctx context.Context, b *bench, how params) (Sample, error) {
+	name, address, err := b.fleet.clone(ctx, "")
+	if err != nil {
+		return Sample{}, err
+	}
+	defer func() { _ = b.fleet.drop(context.WithoutCancel(ctx), name) }()
+	slow, err := b.fleet.slow(address, p.roundTrip)
+	if err != nil {
+		return Sample{}, err
+	}
+	how.Task, how.DB, how.Writers, how.Driver = "produce", database{servers.Postgres, slow}, p.writers, p.driver
+	return b.measureChild(ctx, how)
 }
 
 // produce writes as fast as it can for Cutoff. Of millrace's outbox, somebody listens to the wake-ups
@@ -136,7 +138,7 @@ func producerCases(sc scale) (all []benchCase) {
 		c := benchCase{
 			name: p.name(), title: fmt.Sprintf("Transactions of %d writers, %s, round trip %v",
 				p.writers, map[int]string{driverPgx: "native pgx", driverSQL: "database/sql"}[p.driver], p.roundTrip),
-			explain: producerExplained, columns: producerColumns,
+			explain: producerExplained, columns: producerColumns, compare: &comparison{head: "of the row alone", base: rowOnly},
 		}
 		for _, way := range []string{rowOnly, withStock, withOurs, withNotify, withPlain} {
 			if way == withStock && !sc.extras || (way == withNotify || way == withPlain) && p.driver != driverPgx {

@@ -5,15 +5,27 @@ import (
 	"fmt"
 
 	wmredis "github.com/ThreeDotsLabs/watermill-redisstream/pkg/redisstream"
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5"
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/millrace-go/millrace/internal/meta"
 )
 
 // What the servers allow, measured alone: no outbox can be faster than the slower of the two.
 
 // rawInFlight is how many messages wait for the broker's answer; more gained nothing.
 const rawInFlight = 1000
+
+// message is one that asks for a confirmation, if there is where to send it.
+func (p params) message(seq int) *message.Message {
+	msg := newMessage(seq, 0)
+	if p.Words != "" {
+		msg.Metadata[meta.Confirm] = p.Words
+	}
+	return msg
+}
 
 // rawBroker sends messages out of memory.
 func rawBroker(ctx context.Context, p params, begin func()) (Sample, error) {
@@ -34,7 +46,7 @@ func rawBroker(ctx context.Context, p params, begin func()) (Sample, error) {
 	}
 	all := make([]amqp.Publishing, p.N)
 	for i := range all {
-		msg := newMessage(i, 0)
+		msg := p.message(i)
 		headers := amqp.Table{"_watermill_message_uuid": msg.UUID}
 		for k, v := range msg.Metadata {
 			headers[k] = v
@@ -76,7 +88,7 @@ func rawStreams(ctx context.Context, p params, begin func()) (Sample, error) {
 	}
 	all := make([]map[string]any, p.N)
 	for i := range all {
-		if all[i], err = (wmredis.DefaultMarshallerUnmarshaller{}).Marshal("", newMessage(i, 0)); err != nil {
+		if all[i], err = (wmredis.DefaultMarshallerUnmarshaller{}).Marshal("", p.message(i)); err != nil {
 			return Sample{}, err
 		}
 	}

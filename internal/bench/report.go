@@ -32,6 +32,9 @@ func (b *bench) report(ctx context.Context, match *regexp.Regexp) *report {
 		}
 		r.cases = append(r.cases, c)
 		r.Series = append(r.Series, b.runCase(ctx, c)...)
+		if err := r.save(b.file); err != nil { // an hour of work is not lost with the last case
+			fmt.Fprintln(b.log, err)
+		}
 	}
 	return r
 }
@@ -70,7 +73,7 @@ func (r *report) print(w io.Writer) {
 	fmt.Fprintf(w, "%d of %d bars met, in %s on %s\n", met, len(bars), r.Took, r.Machine)
 }
 
-// table is a case with its heads: one row for each participant, and how it compares with millrace.
+// table is a case with its heads: one row for each participant, and how it compares with the others.
 func (r *report) table(c benchCase) [][]string {
 	columns := []column{}
 	for _, col := range c.columns {
@@ -82,8 +85,11 @@ func (r *report) table(c benchCase) [][]string {
 		}
 	}
 	head := []string{""}
-	for _, col := range columns {
+	for i, col := range columns {
 		head = append(head, col.head)
+		if i == 0 && c.compare != nil {
+			head = append(head, c.compare.head)
+		}
 	}
 	rows := [][]string{head}
 	for _, one := range c.contenders {
@@ -91,10 +97,36 @@ func (r *report) table(c benchCase) [][]string {
 		row := []string{one.name}
 		for i, col := range columns {
 			row = append(row, cell(s.of(col.figure), col.digits, i == 0))
+			if i == 0 && c.compare != nil {
+				row = append(row, c.compare.cell(r, c, one.name))
+			}
 		}
 		rows = append(rows, row)
 	}
 	return rows
+}
+
+// cell is how a participant compares, or nothing for the one that all are compared with.
+func (c comparison) cell(r *report, of benchCase, who string) string {
+	if who == c.base {
+		return ""
+	}
+	base, other, times, digits, unit := r.find(of.name, c.base), r.find(of.name, who), 100.0, 0, " %"
+	if c.inverse {
+		base, other, times, digits, unit = other, base, 1, 1, "×"
+	}
+	value := ratio(other, base, of.columns[0].figure).times(times)
+	if value.Median < 2 && c.inverse {
+		digits = 2
+	}
+	text := cell(value, digits, true)
+	if text == "" {
+		return ""
+	}
+	if number, around, ok := strings.Cut(text, " ("); ok {
+		return number + unit + " (" + around
+	}
+	return text + unit
 }
 
 // cell is a median, with its spread if it is the main figure.

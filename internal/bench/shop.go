@@ -16,7 +16,6 @@ import (
 	"github.com/millrace-go/millrace/internal/meta"
 	"github.com/millrace-go/millrace/internal/testenv/servers"
 	"github.com/millrace-go/millrace/outbox"
-	"github.com/millrace-go/millrace/pgxtx"
 )
 
 // shop is a service that writes a business row and, with it, a message.
@@ -94,42 +93,8 @@ func openShop(ctx context.Context, d database, way string, driver, connections i
 			return nil, err
 		}
 		s.order = func(ctx context.Context, seq int) error { return plainOrder(ctx, pool, seq) }
-	case withOurs, withNotify:
-		db := pgxtx.Pool(pool)
-		var box outbox.Config
-		if way == withNotify {
-			waker, err := pgxtx.NewWaker(d.URL, pgxtx.WakerConfig{})
-			if err != nil {
-				return nil, err
-			}
-			box.Waker = waker
-			s.close = func() {
-				_ = waker.Close(context.WithoutCancel(ctx))
-				pool.Close()
-			}
-		}
-		if s.box, err = outbox.New(db, box); err != nil {
-			return nil, err
-		}
-		if err := s.box.Migrate(ctx); err != nil {
-			return nil, err
-		}
-		s.poison = func(ctx context.Context) error {
-			return millrace.InTx(ctx, db, func(ctx context.Context, _ pgx.Tx) error {
-				// Names that begin so are RabbitMQ's own.
-				return s.box.Publish(ctx, "amq.millrace-bench", newMessage(0, 0))
-			})
-		}
-		s.order = func(ctx context.Context, seq int) error {
-			return millrace.InTx(ctx, db, func(ctx context.Context, tx pgx.Tx) error {
-				if err := row(ctx, tx, seq); err != nil {
-					return err
-				}
-				return s.box.Publish(ctx, topic, newMessage(seq, keysOfShop))
-			})
-		}
 	default:
-		return nil, fmt.Errorf("no such way: %s", way)
+		return s, s.ours(ctx, d, pool, way, row)
 	}
 	return s, nil
 }

@@ -15,9 +15,18 @@ const (
 	valueWidth = 130
 	barHeight  = 22
 	barGap     = 8
+	// titleLength is how many characters of the usual size fit.
+	titleLength = 88
 )
 
-// bars draws one bar for each series, with a line from the lowest to the highest run. Where the largest
+func beginPlot(b *strings.Builder, title string, height int) {
+	fmt.Fprintf(b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %[1]d %[2]d" font-family="sans-serif" font-size="13">`+"\n", plotWidth, height)
+	fmt.Fprintf(b, `<rect width="%d" height="%d" fill="#ffffff"/>`+"\n", plotWidth, height)
+	size := min(14, 14*titleLength/float64(len([]rune(title)))) // a long one is written smaller
+	fmt.Fprintf(b, `<text x="8" y="22" font-size="%.1f" font-weight="bold" fill="#222222">%s</text>`+"\n", size, html.EscapeString(title))
+}
+
+// plotBars draws one bar for each series, with a line from the lowest to the highest run. Where the largest
 // is more than a hundred times the smallest, the scale is logarithmic, and says so.
 func plotBars(title, unit string, digits int, names []string, values []spread) string {
 	low, high := math.Inf(1), 0.0
@@ -47,9 +56,7 @@ func plotBars(title, unit string, digits int, names []string, values []spread) s
 	}
 	height := 40 + len(names)*(barHeight+barGap)
 	var b strings.Builder
-	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %[1]d %[2]d" font-family="sans-serif" font-size="13">`+"\n", plotWidth, height)
-	fmt.Fprintf(&b, `<rect width="%d" height="%d" fill="#ffffff"/>`+"\n", plotWidth, height)
-	fmt.Fprintf(&b, `<text x="8" y="22" font-size="14" font-weight="bold" fill="#222222">%s</text>`+"\n", html.EscapeString(title))
+	beginPlot(&b, title, height)
 	for i, name := range names {
 		v := values[i]
 		if math.IsNaN(v.Median) {
@@ -60,7 +67,7 @@ func plotBars(title, unit string, digits int, names []string, values []spread) s
 		switch {
 		case strings.HasPrefix(name, millraceName):
 			colour = "#2b6cb0"
-		case strings.HasPrefix(name, "limit"), name == rowOnly:
+		case strings.HasPrefix(name, "limit"), name == rowOnly, name == silentName:
 			colour = "#d9dee3"
 		}
 		middle := y + barHeight/2

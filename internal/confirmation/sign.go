@@ -4,6 +4,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strconv"
 )
@@ -35,6 +36,19 @@ func (c Confirmation) mac(key []byte) []byte {
 		_, _ = fmt.Fprintf(h, "%d:%s", len(field), field)
 	}
 	return h.Sum(nil)
+}
+
+// ErrUnsigned says that none of the keys has signed a confirmation.
+var ErrUnsigned = errors.New("confirmation: nobody has signed it")
+
+// ParseSigned is Parse where one of the keys must have signed, if there are any. With ErrUnsigned it returns what the
+// confirmation claims.
+func ParseSigned(payload []byte, keys [][]byte) (Confirmation, error) {
+	c, err := Parse(payload)
+	if err == nil && len(keys) > 0 && !c.SignedBy(keys...) {
+		err = ErrUnsigned
+	}
+	return c, err
 }
 
 // MinKey is the least length of a key, in bytes.

@@ -72,7 +72,7 @@ func TestConfirmationsThatAreLostDoubledAndLate(t *testing.T) {
 		t.Cleanup(c.work.Wait)
 		l.start(c)
 		l.publish(0, messages)
-		l.finished(messages, 5*time.Minute)
+		l.finished(messages)
 
 		require.Equal(t, messages, l.one(l.consumer, `SELECT count(*) FROM effects`), "one effect each, however often it came")
 		require.Equal(t, messages, l.one(l.consumer, `SELECT count(DISTINCT id) FROM effects`))
@@ -101,7 +101,7 @@ func TestAQueueThatIsPurgedByHand(t *testing.T) {
 		})
 		b.purge(l.topic)
 		close(l.gate)
-		l.finished(messages, 5*time.Minute)
+		l.finished(messages)
 		require.Greater(t, l.one(l.producer, `SELECT sum(coalesce((plan::json->>'sends')::int, 0)) FROM millrace_sent`), 0)
 		require.Zero(t, l.one(l.producer, `SELECT count(*) FROM millrace_dead`))
 		require.Equal(t, messages, l.one(l.consumer, `SELECT count(*) FROM effects`))

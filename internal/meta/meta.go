@@ -12,18 +12,11 @@ const (
 	// transactions that wrote them committed. Set by the user, through outbox.WithKey.
 	Key = Prefix + "key"
 
-	// Position is the message's position in its outbox, a decimal number. Together with Lane and
-	// Epoch it lets a consumer tell a late copy from the first.
-	Position = Prefix + "position"
-
-	// Lane is the lane that the message's key belongs to, 0 to 63.
-	Lane = Prefix + "lane"
-
-	// Epoch counts how often the lane changed hands.
-	Epoch = Prefix + "epoch"
-
-	// Attempt counts the attempts to publish this message, from 1.
-	Attempt = Prefix + "attempt"
+	// Place lets a late copy be told from the first: four decimal numbers with dots between them. The lane that the
+	// message's key belongs to, 0 to 63; the epoch, which counts how often the lane changed hands; the message's
+	// position in its outbox; and the attempt to publish it, from 1. It is one entry because a broker
+	// has work with each.
+	Place = Prefix + "place"
 
 	// Confirm is the topic to which the consumers of the message are to say that they are done with it.
 	// FirstSent is when it was sent for the first time, in milliseconds since 1970; MaxAge is for how

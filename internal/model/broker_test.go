@@ -219,19 +219,19 @@ func (l link) word(topic string, m *message.Message) error {
 	return nil
 }
 
-// consume handles what comes for a group until the life is over, each message in a goroutine of its own.
-func (b *broker) consume(l *life, group string, handle func(msg *message.Message) error) {
+// consume takes what comes for a group until ctx ends, and handles each message in a goroutine of its own.
+func (b *broker) consume(ctx context.Context, l *life, group string, handle func(msg *message.Message) error) {
 	var work sync.WaitGroup
 	defer work.Wait()
 	slots := make(chan struct{}, 8)
 	for {
 		select {
-		case <-l.ctx.Done():
+		case <-ctx.Done():
 			return
 		case slots <- struct{}{}:
 		}
 		select {
-		case <-l.ctx.Done():
+		case <-ctx.Done():
 			return
 		case m := <-b.queues[group]:
 			work.Go(func() {

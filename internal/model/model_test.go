@@ -69,6 +69,10 @@ func (w *world) run() {
 		w.live(ctx, &work, group, func(l *life) { w.consume(l, group) })
 	}
 	work.Go(func() { w.operate(ctx) })
+	if w.keys != nil {
+		work.Go(func() { w.rotate(ctx) })
+		work.Go(func() { w.forge(ctx) })
+	}
 	produced := w.produce(ctx, &work, box)
 
 	time.Sleep(w.lasts)
@@ -135,6 +139,7 @@ func (w *world) look() {
 	for id := range w.sequence {
 		w.lookAt(id, state[id], wrong)
 	}
+	w.lookAtKeys(wrong)
 	// I2: no ghosts.
 	for _, id := range append(slices.Clone(b.first), w.hooked...) {
 		if w.sequence[id] == 0 {

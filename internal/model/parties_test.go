@@ -149,7 +149,10 @@ func (w *world) forward(l *life, box *outbox.Box) {
 
 // confirmed is the part of the producer that hears the confirmations.
 func (w *world) confirmed(l *life) {
-	w.broker.consume(l, producer, w.outbox.Confirmations)
+	w.broker.consume(l.ctx, l, producer, func(msg *message.Message) error {
+		w.tells(msg)
+		return w.outbox.Confirmations(msg)
+	})
 }
 
 // consume is a consumer of a group, with the chain that is recommended.
@@ -160,6 +163,11 @@ func (w *world) consume(l *life, group string) {
 		Poison:  middleware.PoisonConfig{Publisher: to, Topic: graveyard},
 		Confirm: middleware.ConfirmConfig{Group: group, Publisher: to},
 		Timeout: 5 * time.Second,
+	}
+	taking, stop := w.deployed(l.ctx)
+	defer stop()
+	if w.keys != nil {
+		cfg.Confirm.Key = w.keys.atConsumer(time.Since(w.began))
 	}
 	handle := func(msg *message.Message) error {
 		if _, err := l.step("effect"); err != nil {
@@ -192,7 +200,7 @@ func (w *world) consume(l *life, group string) {
 	for i := len(chain) - 1; i >= 0; i-- {
 		h = chain[i](h)
 	}
-	w.broker.consume(l, group, func(msg *message.Message) error {
+	w.broker.consume(taking, l, group, func(msg *message.Message) error {
 		_, err := h(msg)
 		return err
 	})

@@ -52,6 +52,7 @@ type world struct {
 	records   *dedup.Memory
 	business  *database
 	consumers *database
+	keys      *keys // nil: nobody signs
 
 	mu       sync.Mutex
 	sequence map[string]int            // of commits, by id
@@ -80,8 +81,17 @@ func newWorld(t *testing.T, seed uint64) *world {
 		}
 	})
 	w.outbox.Gate(w.gate)
-	w.outbox.Confirming(outbox.Confirming{PerSecond: 20, OnDead: w.onDead})
+	w.outbox.Confirming(w.confirming())
 	return w
+}
+
+// confirming is what the producer knows of confirmations now.
+func (w *world) confirming() outbox.Confirming {
+	c := outbox.Confirming{PerSecond: 20, OnDead: w.onDead}
+	if w.keys != nil {
+		c.Keys = w.keys.atProducer(time.Since(w.began))
+	}
+	return c
 }
 
 // choose draws what goes wrong.
@@ -124,6 +134,13 @@ func (w *world) choose() {
 	}
 	w.lasts = time.Duration(20+pick("lasts", 60)) * time.Second
 	w.mended = time.Duration(pick("mended", int(w.lasts/time.Second))) * time.Second
+	if pick("signed", 2) == 0 {
+		var at [3]time.Duration
+		for n := range at {
+			at[n] = time.Duration(pick(fmt.Sprint("keys ", n), int(w.lasts/time.Millisecond)/len(at))) * time.Millisecond
+		}
+		w.keys = newKeys(at[0], at[0]+at[1]+time.Second, at[0]+at[1]+at[2]+2*time.Second)
+	}
 }
 
 func (w *world) healed() bool   { return w.quiet || time.Since(w.began) >= w.lasts }

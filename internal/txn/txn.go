@@ -73,6 +73,14 @@ type Beginner interface {
 	Settings() *Settings
 }
 
+// Lender is a Pool that lends a connection as it is, for what begins and ends a transaction of its own in fewer
+// round trips than Begin.
+type Lender interface {
+	// Lend runs the statement first on a connection, and if that succeeds fn on the same one. A connection that fn does not
+	// call clean is closed, which makes the server roll back.
+	Lend(ctx context.Context, first string, fn func(Querier) (clean bool, err error)) error
+}
+
 // Conn is one open transaction at the driver. It guards nothing; Tx does. One goroutine at a time.
 type Conn interface {
 	Querier

@@ -32,6 +32,7 @@ type Memory struct {
 	refused  int
 
 	confirming outbox.Confirming
+	forged     uint64
 	words      map[string]map[string]memoryWord // by message and group
 	pace       confirmation.Pace
 }

@@ -3,6 +3,7 @@ package outboxtest
 import (
 	"cmp"
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -96,7 +97,12 @@ func (m *Memory) remember(row *memoryRow) {
 
 // Confirmations is the handler of confirmations, as that of outbox.Box.
 func (m *Memory) Confirmations(msg *message.Message) error {
-	c, err := confirmation.Parse(msg.Payload)
+	m.mu.Lock()
+	c, err := confirmation.ParseSigned(msg.Payload, m.confirming.Keys)
+	if errors.Is(err, confirmation.ErrUnsigned) {
+		m.forged++
+	}
+	m.mu.Unlock()
 	if err != nil {
 		return nil
 	}
@@ -108,6 +114,13 @@ func (m *Memory) Confirmations(msg *message.Message) error {
 		return err
 	}
 	return m.late(ctx, c)
+}
+
+// Forged is what that of outbox.Box is.
+func (m *Memory) Forged() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.forged
 }
 
 func (m *Memory) confirm(ctx context.Context, c confirmation.Confirmation) error {

@@ -43,7 +43,7 @@ type Harness struct {
 
 // Run runs the rules. Each gets an outbox of its own from open.
 func Run(t *testing.T, open func(t *testing.T) Harness) {
-	for _, group := range [][]rule{leaseRules, readRules, pauseRules, markRules, settleRules, refusalRules, stopRules, confirmRules, raceRules} {
+	for _, group := range [][]rule{leaseRules, readRules, pauseRules, markRules, settleRules, refusalRules, stopRules, confirmRules, raceRules, togetherRules} {
 		for _, r := range group {
 			t.Run(r.name, func(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -8,9 +8,9 @@ import (
 )
 
 // statements are written once, in a common form: ? for arguments, {now} for the time of the database,
-// {later} for that many microseconds (one argument) from now, {lock} and {skip} for row locks, {by due}
-// and {by order} for the index: on a small table MySQL would scan all of it, and lock for a moment what
-// others then skip.
+// {later} for that many microseconds (one argument) from now, {lock} and {skip} for row locks, {by due},
+// {by order} and {by pos} for the index: on a small table MySQL would scan all of it, and lock for a moment what
+// others then skip, or wait for what they have locked.
 type statements struct {
 	dialect txn.Dialect
 
@@ -40,7 +40,7 @@ func translate(d txn.Dialect) *statements {
 		wait: `SELECT {wait} FROM millrace_delayed {by due} WHERE grp = ? AND due_at IS NOT NULL ORDER BY due_at LIMIT 1`,
 		due: `SELECT pos, message_id, order_key, attempts, history, head, payload FROM millrace_delayed {by due} WHERE grp = ? AND due_at <= {now}
 			ORDER BY due_at LIMIT ? {skip}`,
-		lease: `UPDATE millrace_delayed SET owner = ?, due_at = {later} WHERE pos IN (`,
+		lease: `UPDATE millrace_delayed {by pos} SET owner = ?, due_at = {later} WHERE pos IN (`,
 		setAside: `INSERT INTO millrace_dead_letters (grp, message_id, order_key, died_at, topic, reason, error, attempts, history, head, payload)
 			SELECT grp, message_id, order_key, {now}, ?, ?, ?, attempts, history, head, payload
 			FROM millrace_delayed WHERE pos = ? AND owner = ?`,
@@ -74,6 +74,10 @@ func translate(d txn.Dialect) *statements {
 		audit: `SELECT id, {decided}, action, letter, message_id, new_id, who, why FROM millrace_dead_audit
 			WHERE grp = ? AND id > ? ORDER BY id LIMIT ?`,
 	}
+	if d == txn.MySQL { // which reads, and locks, the whole table if the first is asked for by IN
+		s.next = `UPDATE (SELECT min(pos) AS pos FROM millrace_delayed {by order} WHERE grp = ? AND order_key = ?) AS first
+			STRAIGHT_JOIN millrace_delayed d FORCE INDEX (PRIMARY) ON d.pos = first.pos SET d.due_at = {now} WHERE d.due_at IS NULL`
+	}
 	for _, text := range s.all() {
 		*text = s.text(*text)
 	}
@@ -91,18 +95,19 @@ var words = map[txn.Dialect]*strings.Replacer{
 		"{now}", "clock_timestamp()", "{later}", "clock_timestamp() + ?::bigint * interval '1 microsecond'",
 		"{wait}", "(extract(epoch FROM due_at - clock_timestamp()) * 1000000)::bigint",
 		"{died}", "(extract(epoch FROM died_at) * 1000000)::bigint", "{decided}", "(extract(epoch FROM decided_at) * 1000000)::bigint",
-		"{lock}", "FOR UPDATE", "{skip}", "FOR UPDATE SKIP LOCKED", "{by due}", "", "{by order}", ""),
+		"{lock}", "FOR UPDATE", "{skip}", "FOR UPDATE SKIP LOCKED", "{by due}", "", "{by order}", "", "{by pos}", ""),
 	txn.MySQL: strings.NewReplacer(
 		"{now}", "UTC_TIMESTAMP(6)", "{later}", "UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND",
 		"{wait}", "TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), due_at)",
 		"{died}", "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', died_at)", "{decided}", "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', decided_at)",
 		"{lock}", "FOR UPDATE", "{skip}", "FOR UPDATE SKIP LOCKED",
-		"{by due}", "FORCE INDEX (millrace_delayed_due)", "{by order}", "FORCE INDEX (millrace_delayed_order)"),
+		"{by due}", "FORCE INDEX (millrace_delayed_due)", "{by order}", "FORCE INDEX (millrace_delayed_order)",
+		"{by pos}", "FORCE INDEX (PRIMARY)"),
 	txn.SQLite: strings.NewReplacer(
 		"{now}", "CAST(unixepoch('subsec') * 1000000 AS INTEGER)", "{later}", "CAST(unixepoch('subsec') * 1000000 AS INTEGER) + ?",
 		"{wait}", "due_at - CAST(unixepoch('subsec') * 1000000 AS INTEGER)",
 		"{died}", "died_at", "{decided}", "decided_at",
-		"{lock}", "", "{skip}", "", "{by due}", "", "{by order}", ""),
+		"{lock}", "", "{skip}", "", "{by due}", "", "{by order}", "", "{by pos}", ""),
 }
 
 // text puts the common form into the words of the database.
