@@ -11,7 +11,7 @@ import (
 func PostgresStatements() map[string]string {
 	const lane, grants, row = `'3'`, `'{1,2,3}', '{1,1,1}'`, `'7', 'x'`
 	call := map[string][2]string{
-		"read":    {pgRead, `'{0,1,2,3,4,5,6,7}', '{live}', '{1,2,3}', '{a}', 32, 500, 1000000, '{0,0,0,0,0,0,0,0}'`},
+		"read":    {readText(32), `'{0,1,2,3,4,5,6,7}', '{live}', '{1,2,3}', '{a}', 500, 1000000, '{0,0,0,0,0,0,0,0}'`},
 		"lowest":  {pgLowestReady, `0, 1000`},
 		"few":     {pgFewTopics, `20000, 1000`},
 		"look":    {pgLook, `'{1,2,3}'`},
@@ -106,7 +106,7 @@ func ReadStatement(topic string, bound int64) (text, args string) {
 	for i := range above {
 		above[i] = bound
 	}
-	return pgRead, fmt.Sprintf(`('%s', '{%s}', '{}', '{}', 32, 500, 1000000, '%s')`, intArray(lanes), topic, intArray(above))
+	return readText(32), fmt.Sprintf(`('%s', '{%s}', '{}', '{}', 500, 1000000, '%s')`, intArray(lanes), topic, intArray(above))
 }
 
 // TopicsStatement is what looks for topics with a bound.

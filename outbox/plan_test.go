@@ -101,6 +101,18 @@ func TestEveryStatementUsesItsIndex(t *testing.T) {
 	}
 }
 
+// A planner that does not know how few rows of a lane are wanted expects a tenth of them. With a million messages it took
+// the read for so dear that PostgreSQL compiled it, each time anew, and a read cost five times as much.
+func TestThePlannerKnowsHowFewRowsOfALaneAReadWants(t *testing.T) {
+	b := open(t, postgres, outbox.Config{})
+	b.backlog("live", 100_000)
+	b.exec(`VACUUM ANALYZE millrace_outbox`)
+	for _, mode := range []string{"force_generic_plan", "force_custom_plan"} {
+		plan := b.plan(t, mode, outbox.PostgresStatements()["read"]) // of 32 rows
+		require.Regexp(t, `Limit +\(cost=\S+ rows=32 `, plan)
+	}
+}
+
 // plan prepares a statement and explains it.
 func (b *bench) plan(t *testing.T, mode, statement string) string {
 	t.Helper()
