@@ -12,7 +12,7 @@ import (
 const (
 	plotWidth  = 760
 	labelWidth = 190
-	valueWidth = 130
+	valueWidth = 165
 	barHeight  = 22
 	barGap     = 8
 	// titleLength is how many characters of the usual size fit.
