@@ -185,9 +185,9 @@ func fairPart(q Read, parts int) int {
 	return roundUp(min(q.MaxRows, max(8, (5*q.MaxRows+4*parts-1)/(4*parts))))
 }
 
-// roundUp keeps two binary digits of n, so that there are few texts.
+// roundUp keeps three binary digits of n, so that there are few texts.
 func roundUp(n int) int {
-	step := 1 << max(0, bits.Len(uint(n))-2)
+	step := 1 << max(0, bits.Len(uint(n))-3)
 	return (n + step - 1) / step * step
 }
 
