@@ -16,8 +16,8 @@
 //     A broker that cannot be reached costs no attempt.
 //
 // Each message carries millrace_place in its metadata: lane, epoch, position and attempt, as in "17.3.1042.1". Of two
-// copies of one message the first has the lower epoch, or the same and the lower attempt; a message of the same key and a
-// lower position that comes later is a late copy.
+// copies of one message, the one with the lower epoch was sent by an earlier holder of the lane. Copies of one holder may
+// be alike: only refusals count as attempts.
 //
 // # Several destinations
 //

@@ -12,10 +12,9 @@ const (
 	// transactions that wrote them committed. Set by the user, through outbox.WithKey.
 	Key = Prefix + "key"
 
-	// Place lets a late copy be told from the first: four decimal numbers with dots between them. The lane that the
-	// message's key belongs to, 0 to 63; the epoch, which counts how often the lane changed hands; the message's
-	// position in its outbox; and the attempt to publish it, from 1. It is one entry because a broker
-	// has work with each.
+	// Place says who sent a copy of a message: four decimal numbers with dots between them. The lane that the message's
+	// key belongs to, 0 to 63; the epoch, which counts how often the lane changed hands; the message's position in its
+	// outbox; and the attempt to publish it, from 1. It is one entry because a broker has work with each.
 	Place = Prefix + "place"
 
 	// Confirm is the topic to which the consumers of the message are to say that they are done with it.
