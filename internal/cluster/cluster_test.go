@@ -60,8 +60,11 @@ func TestAClientAsksAnewOnlyWhenAServerGaveNoAnswer(t *testing.T) {
 	cluster.Noticed(t.Context(), client, nil, redis.Nil)
 	late, cancel := context.WithTimeout(t.Context(), 0)
 	defer cancel()
-	cluster.Noticed(late, client, redis.Nil, errors.New("i/o timeout"))
-	require.Eventually(t, func() bool { return asked.Load() == 2 }, time.Minute, time.Millisecond, "for the one that gave no answer in time")
+	require.EqualValues(t, 1, asked.Load())
+	require.Eventually(t, func() bool { // the client passes over what comes just after it has asked
+		cluster.Noticed(late, client, redis.Nil, errors.New("i/o timeout"))
+		return asked.Load() >= 2
+	}, time.Minute, time.Millisecond, "for the one that gave no answer in time")
 
 	single := redis.NewClient(&redis.Options{Addr: addr})
 	defer single.Close()
