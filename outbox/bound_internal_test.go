@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"errors"
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -94,11 +95,11 @@ func TestAReadDuringWhichTheBoundIsLoweredProvesNothing(t *testing.T) {
 		during(func(between func()) {
 			k := b.begin(q)
 			between()
-			b.end(k, q, nil, 0, 10)
+			b.end(k, q, nil, math.MaxInt64, 10)
 		})
 		require.Zero(t, upto(), name)
 	}
-	b.end(b.begin(q), q, nil, 0, 10)
+	b.end(b.begin(q), q, nil, math.MaxInt64, 10)
 	require.EqualValues(t, 9, upto(), "else this test shows nothing")
 }
 
@@ -108,13 +109,13 @@ func TestAReadDuringWhichAnotherMissedARowProvesNothing(t *testing.T) {
 	row := Row{Ref: Ref{Pos: 5}, Lane: 3, Topic: "t"}
 	var b bound
 	b.sees(9, b.known())
-	b.end(b.begin(q), q, []Row{row}, 1, 10)
+	b.end(b.begin(q), q, []Row{row}, math.MaxInt64, 10)
 	holder := q
 	holder.Exclude = []int64{5}
 	k := b.begin(holder)
 	require.EqualValues(t, 9, k.above[0])
 	require.EqualValues(t, 4, b.begin(q).above[0], "whoever reads does not have it")
-	b.end(k, holder, nil, 0, 10)
+	b.end(k, holder, nil, math.MaxInt64, 10)
 	require.EqualValues(t, 4, b.begin(q).above[0])
 }
 
@@ -141,7 +142,7 @@ func TestRowsOfLanesThatNobodyAsksForAreForgotten(t *testing.T) {
 					q.Exclude = append(q.Exclude, pos)
 				}
 			}
-			b.end(b.begin(q), q, rows, len(rows), 10)
+			b.end(b.begin(q), q, rows, math.MaxInt64, 10)
 		}
 		read(1, Row{Ref: Ref{Pos: 1}, Lane: 1, Topic: "t"})
 		read(2, Row{Ref: Ref{Pos: 2}, Lane: 2, Topic: "t"})

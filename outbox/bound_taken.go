@@ -128,8 +128,8 @@ func (t *taken) drop(pos int64, r *takenRow) {
 	delete(t.rows, pos)
 }
 
-// end takes up the answer of a read that looked at perPart rows of each lane and topic, and found so many candidates.
-func (b *bound) end(k look, q Read, rows []Row, candidates, perPart int) {
+// end takes up the answer of a read that looked at perPart rows of each lane and topic, and at none above top.
+func (b *bound) end(k look, q Read, rows []Row, top int64, perPart int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	t := &b.taken
@@ -151,10 +151,7 @@ func (b *bound) end(k look, q Read, rows []Row, candidates, perPart int) {
 	if k.seen == 0 || b.lowered != k.token || b.lowering > 0 || t.drops != k.drops || time.Now().Before(b.barred) {
 		return
 	}
-	end := k.seen
-	if n := len(rows); n > 0 && (n >= q.MaxRows || n < candidates) {
-		end = min(end, rows[n-1].Pos) // a limit cut off what is above
-	}
+	end := min(k.seen, top)
 	for _, lane := range q.Lanes {
 		for _, topic := range q.Topics {
 			name := readPart{lane, topic}

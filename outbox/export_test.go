@@ -12,11 +12,13 @@ func PostgresStatements() map[string]string {
 	const lane, grants, row = `'3'`, `'{1,2,3}', '{1,1,1}'`, `'7', 'x'`
 	call := map[string][2]string{
 		"read":    {readText(32), `'{0,1,2,3,4,5,6,7}', '{live}', '{1,2,3}', '{a}', 500, 1000000, '{0,0,0,0,0,0,0,0}'`},
+		"along":   {alongText(640), `0, 500, '{0,1,2,3,4,5,6,7}', '{live}', '{1,2,3}', '{a}', 1000000`},
 		"lowest":  {pgLowestReady, `0, 1000`},
 		"few":     {pgFewTopics, `20000, 1000`},
 		"look":    {pgLook, `'{1,2,3}'`},
 		"promote": {pgPromote, grants + `, 1000`},
-		"settle":  {pgSettle, grants + `, '{1,2,3}', '{a,b,c}'`},
+		"settle":  {pgSettle, grants + `, '{1,2,3}', '{a,b,c}', 3`},
+		"delete":  {pgDelete, grants + `, '{1,2,3}', '{a,b,c}', 3`},
 		"gone":    {pgGone, `'{1,2,3}', '{a,b,c}'`},
 		"mark":    {pgMark, grants + `, '{1,2,3}', '{a,b,c}'`},
 		"attempt": {pgAttempt, lane + `, 1, ` + row + `, 2`},
@@ -140,4 +142,22 @@ func ReadsGrowOld(s Store) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.taken.fresh = b.taken.fresh.Add(-boundTrust)
+}
+
+// ReadBothWays reads along the primary key, if that brings enough, and lane by lane.
+func ReadBothWays(ctx context.Context, s Store, q Read) (along []Row, ok bool, lanes []Row, err error) {
+	p := s.(*sqlStore).found.(*postgres)
+	p.along.rest.Store(0)
+	if along, ok, err = p.readAlong(ctx, q, p.bound.begin(q)); err != nil {
+		return nil, false, nil, err
+	}
+	p.along.failed()
+	lanes, err = p.readFrom(ctx, q, p.bound.begin(q))
+	return along, ok, lanes, err
+}
+
+// Resting is how many reads yet are made lane by lane, and how many settles do not try the cheaper way first.
+func Resting(s Store) (along, plain int) {
+	p := s.(*sqlStore).found.(*postgres)
+	return int(p.along.rest.Load()), int(p.plain.rest.Load())
 }

@@ -55,6 +55,17 @@ func intArray[T ~int | ~int64](values []T) string {
 	return string(append(b, '}'))
 }
 
+// parseIntArray reads what a database answers for an array of numbers.
+func parseIntArray[T ~int | ~int64](text string) (values []T) {
+	text = strings.Trim(text, "{}")
+	for text != "" {
+		one, rest, _ := strings.Cut(text, ",")
+		n, _ := strconv.ParseInt(one, 10, 64) // it is the database's own number
+		values, text = append(values, T(n)), rest
+	}
+	return values
+}
+
 var arrayEscaper = strings.NewReplacer(`\`, `\\`, `"`, `\"`)
 
 func textArray(values []string) string {

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"math"
 	"math/bits"
 	"regexp"
 	"strconv"
@@ -21,6 +22,8 @@ type postgres struct {
 	*sqlStore
 	size  tableSize
 	bound bound
+	along shortcut     // of reads
+	plain shortcut     // of settling
 	parts atomic.Int32 // of how many lanes and topics the rows of the last full read were
 }
 
@@ -161,6 +164,9 @@ func (p *postgres) read(ctx context.Context, q Read) ([]Row, error) {
 }
 
 func (p *postgres) readFrom(ctx context.Context, q Read, from look) ([]Row, error) {
+	if rows, ok, err := p.readAlong(ctx, q, from); ok || err != nil {
+		return rows, err
+	}
 	for perPart := fairPart(q, int(p.parts.Load())); ; perPart = roundUp(q.MaxRows) {
 		rows, candidates, err := p.readOnce(ctx, q, from, perPart)
 		if err != nil {
@@ -170,10 +176,18 @@ func (p *postgres) readFrom(ctx context.Context, q Read, from look) ([]Row, erro
 			if len(rows) == q.MaxRows {
 				p.parts.Store(int32(spread(rows)))
 			}
-			p.bound.end(from, q, rows, candidates, perPart)
+			p.bound.end(from, q, rows, top(q, rows, candidates), perPart)
 			return rows, nil
 		}
 	}
+}
+
+// top is the highest position that a read looked at which found so many candidates.
+func top(q Read, rows []Row, candidates int) int64 {
+	if n := len(rows); n > 0 && (n >= q.MaxRows || n < candidates) {
+		return rows[n-1].Pos // a limit cut off what is above
+	}
+	return math.MaxInt64
 }
 
 // fairPart is how many rows of one lane and topic a read looks at if so many of these have rows, 0 if that is not
