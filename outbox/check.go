@@ -85,38 +85,47 @@ type setting struct {
 	remedy string
 }
 
-// checkSettings asks for each setting and joins what is wrong.
+// checkSettings joins what is wrong with the settings.
 func (s *sqlStore) checkSettings(ctx context.Context, settings []setting) error {
-	var errs []error
-	for _, c := range settings {
-		value, err := s.ask(ctx, c)
-		if err != nil {
-			return errors.Join(append(errs, err)...)
-		}
-		if !c.ok(value) {
-			errs = append(errs, &setupError{what: fmt.Sprintf("%s is %q", c.what, value), remedy: c.remedy})
+	values, errs := s.ask(ctx, settings)
+	for i, c := range settings {
+		if errs[i] == nil && !c.ok(values[i]) {
+			errs[i] = &setupError{what: fmt.Sprintf("%s is %q", c.what, values[i]), remedy: c.remedy}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (s *sqlStore) ask(ctx context.Context, c setting) (value string, err error) {
-	err = s.query(ctx, "check "+c.what, c.query, nil, func(row txn.Scanner) error { return row.Scan(&value) })
-	return value, err
-}
-
 // warn logs the settings that are not right but can be worked with. One that cannot be asked for is no
 // reason not to start.
 func (s *sqlStore) warn(ctx context.Context, settings []setting) {
-	for _, c := range settings {
-		value, err := s.ask(ctx, c)
+	values, errs := s.ask(ctx, settings)
+	for i, c := range settings {
 		switch {
-		case err != nil:
-			s.log.DebugContext(ctx, "outbox setting not known", "setting", c.what, "error", err)
-		case !c.ok(value):
-			s.log.WarnContext(ctx, "outbox setting", "setting", c.what, "value", value, "remedy", c.remedy)
+		case errs[i] != nil:
+			s.log.DebugContext(ctx, "outbox setting not known", "setting", c.what, "error", errs[i])
+		case !c.ok(values[i]):
+			s.log.WarnContext(ctx, "outbox setting", "setting", c.what, "value", values[i], "remedy", c.remedy)
 		}
 	}
+}
+
+// ask asks for all settings in one statement, for the sake of a server that is far away. Where that fails, because one
+// of them cannot be asked for, or because they are what SQLite takes for no expression, it asks for each.
+func (s *sqlStore) ask(ctx context.Context, settings []setting) (values []string, errs []error) {
+	values, errs = make([]string, len(settings)), make([]error, len(settings))
+	columns, places := make([]string, len(settings)), make([]any, len(settings))
+	for i, c := range settings {
+		columns[i], places[i] = "("+c.query+")", &values[i]
+	}
+	all := "SELECT " + strings.Join(columns, ", ")
+	if s.query(ctx, "check", all, nil, func(row txn.Scanner) error { return row.Scan(places...) }) == nil {
+		return values, errs
+	}
+	for i, c := range settings {
+		errs[i] = s.query(ctx, "check "+c.what, c.query, nil, func(row txn.Scanner) error { return row.Scan(places[i]) })
+	}
+	return values, errs
 }
 
 const lostCommits = "; else a crash of the server makes it forget transactions whose messages were sent"
