@@ -110,6 +110,7 @@ func TestThePlannerKnowsHowFewRowsOfALaneAReadWants(t *testing.T) {
 	for _, mode := range []string{"force_generic_plan", "force_custom_plan"} {
 		plan := b.plan(t, mode, outbox.PostgresStatements()["read"]) // of 32 rows
 		require.Regexp(t, `Limit +\(cost=\S+ rows=32 `, plan)
+		require.Regexp(t, `Limit +\(cost=\S+ rows=640 `, b.plan(t, mode, outbox.PostgresStatements()["along"]))
 	}
 }
 
