@@ -39,10 +39,12 @@ func TestADiskThatIsFullRollsBackAndRecovers(t *testing.T) {
 				}
 				return n
 			}
-			testenv.Eventually(t, 3*time.Minute, "transactions fail for want of room", func() bool { return refused() > 20 })
+			testenv.Eventually(t, 3*time.Minute, "transactions fail for want of room", func() bool {
+				return refused() > 20 || d.dies && l.raw.PingContext(t.Context()) != nil
+			})
+			d.relieve(t)
 			require.NotZero(t, l.waiting())
 			back.Store(true)
-			d.relieve(t)
 			testenv.Eventually(t, 3*time.Minute, "transactions commit again", func() bool {
 				l.mu.Lock()
 				before := len(l.said)
@@ -65,6 +67,7 @@ func TestADiskThatIsFullRollsBackAndRecovers(t *testing.T) {
 // fullDisk is a database with little room.
 type fullDisk struct {
 	database
+	dies    bool                          // its server may end itself, and is killed if it does not
 	confine func(t *testing.T, l *ledger) // the outbox
 	relieve func(t *testing.T)            // give it more room, where draining the outbox does not
 }
@@ -84,16 +87,20 @@ func fullDisks(t *testing.T) []fullDisk {
 		}
 		l.exec(`DELETE FROM ballast WHERE rowid <= 10`)
 	}
-	disks := []fullDisk{{small, ballast, func(*testing.T) {}}}
+	disks := []fullDisk{{small, false, ballast, func(*testing.T) {}}}
 	if !testenv.Full() {
 		return disks
 	}
+	return append(disks, fullPostgres(), fullMariaDB("mariadb", "6m", false), fullMariaDB("mariadb that dies of it", "2m", true))
+}
+
+func fullPostgres() fullDisk {
 	var folder string
-	return append(disks, fullDisk{postgres,
+	return fullDisk{postgres, false,
 		func(t *testing.T, l *ledger) {
 			raw, data := l.raw, ""
 			require.NoError(t, raw.QueryRow(`SHOW data_directory`).Scan(&data))
-			folder = smallFileSystem(t, data)
+			folder = smallFileSystem(t, data, "512k")
 			_, err := raw.Exec(`CREATE TABLESPACE small LOCATION '` + folder + `'`)
 			require.NoError(t, err)
 			t.Cleanup(func() {
@@ -104,18 +111,52 @@ func fullDisks(t *testing.T) []fullDisk {
 			})
 			l.exec(`ALTER TABLE millrace_outbox SET TABLESPACE small`)
 		},
-		func(t *testing.T) {
-			require.NoError(t, syscall.Mount("tmpfs", folder, "tmpfs", syscall.MS_REMOUNT, "size=64m"))
-		},
-	})
+		func(t *testing.T) { moreRoom(t, folder) },
+	}
 }
 
-// smallFileSystem has room for half a megabyte, and belongs to whom the folder like belongs.
-func smallFileSystem(t *testing.T, like string) string {
+// fullMariaDB has a server of its own. A table goes to another folder only when it is made; the logs by which it is rolled
+// back stand elsewhere. InnoDB takes room by the megabyte, and keeps some of it for what has to shrink; where there is
+// not enough even for that, it may not be able to roll back, and then ends itself.
+func fullMariaDB(name, size string, dies bool) fullDisk {
+	var folder string
+	var server *testenv.Server
+	small := database{name, mariadb.driver, func(t testing.TB) string {
+		server = testenv.OwnMariaDB(t)
+		return server.URL
+	}}
+	return fullDisk{small, dies,
+		func(t *testing.T, l *ledger) {
+			raw, data, name, table := l.raw, "", "", ""
+			require.NoError(t, raw.QueryRow(`SELECT @@datadir`).Scan(&data))
+			require.NoError(t, raw.QueryRow(`SHOW CREATE TABLE millrace_outbox`).Scan(&name, &table))
+			folder = smallFileSystem(t, data, size)
+			l.exec(`DROP TABLE millrace_outbox`)
+			l.exec(table + ` DATA DIRECTORY = '` + folder + `'`)
+			t.Cleanup(func() {
+				_, err := raw.Exec(`DROP TABLE millrace_outbox`)
+				require.NoError(t, err)
+			})
+			files, err := filepath.Glob(filepath.Join(folder, "*", "millrace_outbox.ibd"))
+			require.NoError(t, err)
+			require.Len(t, files, 1, "the outbox is on the small file system")
+		},
+		func(t *testing.T) {
+			moreRoom(t, folder)
+			if dies {
+				server.Kill()
+				server.Start()
+			}
+		},
+	}
+}
+
+// smallFileSystem has little room, and belongs to whom the folder like belongs.
+func smallFileSystem(t *testing.T, like, size string) string {
 	t.Helper()
 	folder, err := os.MkdirTemp("", "millrace-small-")
 	require.NoError(t, err)
-	require.NoError(t, syscall.Mount("tmpfs", folder, "tmpfs", 0, "size=512k"), "as root, and where mounting is allowed")
+	require.NoError(t, syscall.Mount("tmpfs", folder, "tmpfs", 0, "size="+size), "as root, and where mounting is allowed")
 	t.Cleanup(func() {
 		require.NoError(t, syscall.Unmount(folder, syscall.MNT_DETACH))
 		require.NoError(t, os.Remove(folder))
@@ -124,4 +165,8 @@ func smallFileSystem(t *testing.T, like string) string {
 	require.NoError(t, err)
 	require.NoError(t, os.Chown(folder, int(owner.Sys().(*syscall.Stat_t).Uid), -1))
 	return folder
+}
+
+func moreRoom(t *testing.T, folder string) {
+	require.NoError(t, syscall.Mount("tmpfs", folder, "tmpfs", syscall.MS_REMOUNT, "size=64m"))
 }

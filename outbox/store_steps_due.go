@@ -2,7 +2,7 @@ package outbox
 
 import (
 	"context"
-	"time"
+	"slices"
 
 	"github.com/millrace-go/millrace/internal/txn"
 )
@@ -43,13 +43,7 @@ func (s *steps) promote(ctx context.Context, grants []Grant) (Promotion, error) 
 		return v, nil
 	}
 	then, _, err := s.look(ctx, lanes)
-	if v.Next, v.overdue = then.wait(), then.late(); then.orphans > 0 {
-		v.Next = soon
-	}
-	if v.Ready == 0 && v.Next > 0 { // somebody has locked what is due
-		v.Next = max(v.Next, lockedPause)
-	}
-	return v, err
+	return v.before(then), err
 }
 
 // What the rows of steps.waiting are about.
@@ -64,12 +58,6 @@ type stopped struct {
 	lane             int
 	destination, key string
 }
-
-// lockedPause is how long a Promote that found locked rows alone is not worth another one.
-const lockedPause = 50 * time.Millisecond
-
-// maxOrphans is about how many keys are set free in one Promote.
-const maxOrphans = 100
 
 // look tells what there is to do, and which keys are held that no stop of a message that still waits holds.
 func (s *steps) look(ctx context.Context, lanes []int) (v lookout, orphans []stopped, err error) {
@@ -140,8 +128,9 @@ func sqliteWaiting(lanes []int, _ []Stop) string {
 		WHERE s.lane = l.lane AND s.due_at IS NOT NULL ORDER BY s.due_at LIMIT 1), '', '' FROM l`
 }
 
-// unhold makes held rows of these keys ready, if still nothing holds them.
+// unhold makes held rows of these keys ready, if still nothing holds them: of each its part of what may be changed at once.
 func (s *steps) unhold(ctx context.Context, q txn.Querier, held map[int]bool, orphans []stopped) (ready int, err error) {
+	part := max(1, maxPromoted/max(1, len(orphans)))
 	for _, k := range orphans {
 		if !held[k.lane] {
 			continue
@@ -151,11 +140,11 @@ func (s *steps) unhold(ctx context.Context, q txn.Querier, held map[int]bool, or
 				SELECT 1 FROM millrace_stops s WHERE s.lane = $4 AND s.destination = $5 AND s.order_key = $6
 				  AND (SELECT 1 {from millrace_outbox PRIMARY} WHERE millrace_outbox.pos = s.pos) = 1)
 			ORDER BY pos LIMIT $7`),
-			k.lane, k.destination, k.key, k.lane, k.destination, k.key, maxPromoted-ready)
+			k.lane, k.destination, k.key, k.lane, k.destination, k.key, part)
 		if err != nil {
 			return 0, err
 		}
-		n, err := s.changeFree(ctx, q, `held = NULL, ready = 1`, `o.held IS NOT NULL`, pos)
+		n, err := s.changeLowest(ctx, q, `held = NULL, ready = 1`, `o.held IS NOT NULL`, pos)
 		if err != nil {
 			return 0, err
 		}
@@ -164,6 +153,23 @@ func (s *steps) unhold(ctx context.Context, q txn.Querier, held map[int]bool, or
 		}
 	}
 	return ready, nil
+}
+
+// changeLowest changes rows up to the first one that somebody else has locked, and reports how many: that one may stay,
+// and those behind it would overtake it.
+func (s *steps) changeLowest(ctx context.Context, q txn.Querier, set, where string, pos []int64) (int, error) {
+	free, err := s.find(ctx, q, pos, s.skip)
+	if err != nil {
+		return 0, err
+	}
+	if i := slices.IndexFunc(pos, func(p int64) bool { _, mine := free[p]; return !mine }); i >= 0 {
+		pos = pos[:i]
+	}
+	if len(pos) == 0 {
+		return 0, nil
+	}
+	n, err := q.Exec(ctx, s.changeAt(set, where, pos))
+	return int(n), err
 }
 
 // ripen makes ready what has become due. The rows are named by position: a range would lock what lies
