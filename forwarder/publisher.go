@@ -15,7 +15,7 @@ import (
 type BatchPublisher interface {
 	message.Publisher
 
-	// PublishBatch sends msgs[i] to topics[i], in that order, and answers for each: nil means that the
+	// PublishBatch sends msgs[i] to topics[i], those of a topic and key in that order, and answers for each: nil means that the
 	// broker has stored the message. It returns len(msgs) errors, always. It may be called
 	// concurrently; the calls share no key, unless the publisher serves several routes, and then no key of
 	// one topic.

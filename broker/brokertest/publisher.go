@@ -18,7 +18,7 @@ func publisherRules() []rule {
 		{sentence: "a confirmed message reaches every group, whole", try: confirmedIsDelivered},
 		{sentence: "any bytes and any text in metadata arrive as they were", try: contentIsKept},
 		{sentence: "each topic of a batch gets its own messages", try: topicsAreKeptApart},
-		{sentence: "a batch is delivered in the order given", try: orderIsKept},
+		{sentence: "the messages of a batch that share a key, and those without one, are delivered in the order given", try: orderIsKept},
 		{sentence: "many batches at once all arrive", try: concurrentBatches},
 		{sentence: "an empty batch has no answers", try: emptyBatch},
 		{sentence: "the messages are left as they were", try: messagesAreNotChanged},
@@ -118,11 +118,27 @@ func topicsAreKeptApart(s *scene) {
 func orderIsKept(s *scene) {
 	s.group(s.topic, "g")
 	msgs := messages(200)
-	s.publish(s.publisher(), msgs...)
-	got := ids(s.collect(s.subscribe(Settings{Group: "g", Concurrency: 1}), len(msgs)))
-	if !slices.Equal(got, ids(msgs)) {
-		s.Error("the messages came in another order than they were sent")
+	for i, m := range msgs {
+		if i%2 == 0 {
+			m.Metadata.Set(keyMetadata, fmt.Sprint("k", i%6))
+		}
 	}
+	s.publish(s.publisher(), msgs...)
+	got := byKey(s.collect(s.subscribe(Settings{Group: "g", Concurrency: 1}), len(msgs)))
+	for key, sent := range byKey(msgs) {
+		if !slices.Equal(got[key], sent) {
+			s.Errorf("the messages with the key %q came in another order than they were sent", key)
+		}
+	}
+}
+
+func byKey(msgs []*message.Message) map[string][]string {
+	all := map[string][]string{}
+	for _, m := range msgs {
+		key := m.Metadata.Get(keyMetadata)
+		all[key] = append(all[key], m.UUID)
+	}
+	return all
 }
 
 func concurrentBatches(s *scene) {

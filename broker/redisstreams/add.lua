@@ -1,5 +1,5 @@
 -- Adds entries to the stream KEYS[1], in order.
--- ARGV, for each entry: its group ('' = none), the number of its arguments, its arguments.
+-- ARGV, for each entry: its group, the number of its fields and values, its fields and values.
 -- Answers {} if all went in, else {number, error, number, error, ...} of those that did not. An entry
 -- behind a failed one of its group is not tried and not named.
 -- If the first entry fails, the script fails with its error and has written nothing.
@@ -16,9 +16,7 @@ while at <= #ARGV do
       end
       failed[#failed + 1] = number
       failed[#failed + 1] = added.err
-      if group ~= '' then
-        stopped[group] = true
-      end
+      stopped[group] = true
     end
   end
   at = at + 2 + count

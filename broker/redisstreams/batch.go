@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"sync"
 
 	wmredis "github.com/ThreeDotsLabs/watermill-redisstream/pkg/redisstream"
@@ -15,7 +14,7 @@ import (
 	"github.com/millrace-go/millrace/internal/meta"
 )
 
-// One script call takes this much at most; the rest follows when it has answered.
+// One round trip takes this much of a stream at most; the rest follows when it has been answered.
 const (
 	maxChunkEntries = 500
 	maxChunkBytes   = 4 << 20
@@ -23,22 +22,6 @@ const (
 
 // Lua hands a few thousand arguments to a command, no more.
 const maxFields = 1000
-
-// entry is one message on its way into a stream.
-type entry struct {
-	index int    // in the batch
-	group string // entries of one group stop at its first failure; "" = none
-	args  []any  // field, value, field, value ...
-	bytes int
-}
-
-// stream is what of a batch goes to one topic.
-type stream struct {
-	topic   string
-	left    []entry
-	groups  map[string]string // name of each group in the script
-	stopped map[string]bool
-}
 
 // errPending is the answer for a message that there is no answer for yet.
 var errPending = errors.New("redisstreams: outcome not known")
@@ -61,26 +44,22 @@ func newBatch(m wmredis.Marshaller, n int) *batch {
 
 // add encodes the message, which is not looked at again after that. group "" stands for the message's key.
 func (b *batch) add(i int, topic, group string, msg *message.Message) {
-	e, err := encode(b.marshaler, topic, msg)
+	s := b.byTopic[topic]
+	if s == nil {
+		s = newStream(topic)
+		b.byTopic[topic] = s
+		b.streams = append(b.streams, s)
+	}
+	e, err := encode(b.marshaler, s.arg, msg)
+	e.index = i
 	b.errs[i] = errPending
 	if err != nil {
 		b.errs[i] = &refusal{reason: "encoding", err: err}
 	}
-	e.index = i
-	e.group = group
 	if group == "" && msg != nil {
-		e.group = msg.Metadata[meta.Key]
+		group = msg.Metadata[meta.Key]
 	}
-	s := b.byTopic[topic]
-	if s == nil {
-		s = &stream{topic: topic, groups: map[string]string{"": ""}, stopped: map[string]bool{}}
-		b.byTopic[topic] = s
-		b.streams = append(b.streams, s)
-	}
-	if _, ok := s.groups[e.group]; !ok {
-		s.groups[e.group] = strconv.Itoa(len(s.groups))
-	}
-	s.left = append(s.left, e)
+	s.add(e, group)
 	b.largest = max(b.largest, e.bytes)
 }
 
@@ -147,9 +126,9 @@ func (b *batch) send(ctx context.Context, client redis.UniversalClient, limit in
 func (b *batch) next(s *stream, limit int) *chunk {
 	c := &chunk{stream: s}
 	bytes := 0
-	for len(s.left) > 0 && len(c.entries) < maxChunkEntries {
+	for len(s.left) > 0 && c.len() < maxChunkEntries {
 		e := s.left[0]
-		if len(c.entries) > 0 && bytes+e.bytes > maxChunkBytes {
+		if c.len() > 0 && bytes+e.bytes > maxChunkBytes {
 			break
 		}
 		s.left = s.left[1:]
@@ -157,48 +136,39 @@ func (b *batch) next(s *stream, limit int) *chunk {
 			b.set(e.index, &refusal{reason: "too_large", err: fmt.Errorf("entry of %d bytes, at most %d are taken", e.bytes, limit)})
 		}
 		switch {
-		case s.stopped[e.group]:
+		case s.stopped(e):
 			b.set(e.index, errBehind)
 		case b.answered(e.index):
-			// It was refused: what is behind it in its group must not pass it.
-			s.stopped[e.group] = e.group != ""
+			s.stop(e) // It was refused: what is behind it in its group must not pass it.
 		default:
 			bytes += e.bytes
-			c.entries = append(c.entries, e)
-			c.args = append(c.args, s.groups[e.group], len(e.args))
-			c.args = append(c.args, e.args...)
+			c.take(e)
 		}
 	}
-	if len(c.entries) == 0 {
+	if c.len() == 0 {
 		return nil
 	}
 	return c
 }
 
-// settle takes the answers of a chunk over.
+// settle takes the answers of a chunk over. What the server or the way to it is to blame for would meet the rest
+// of the stream as well, which is not sent then.
 func (b *batch) settle(c *chunk) {
-	if c.err != nil {
-		err := classify(c.err)
-		for _, e := range c.entries {
+	var fault error
+	c.each(func(e entry, err error) {
+		if err == nil || errors.Is(err, errBehind) {
 			b.set(e.index, err)
+			return
 		}
-		b.giveUp(c.stream, err)
-		return
-	}
-	// stream.stopped is no help here: it knows of failures behind this chunk.
-	failed := make(map[string]bool)
-	for i, e := range c.entries {
-		err := c.failed[i]
-		switch {
-		case failed[e.group]:
-			b.set(e.index, errBehind)
-		case err != nil:
-			b.set(e.index, classify(err))
-			failed[e.group] = e.group != ""
-			c.stream.stopped[e.group] = e.group != ""
-		default:
-			b.set(e.index, nil)
+		err = classify(err)
+		b.set(e.index, err)
+		c.stream.stop(e)
+		if !isRefusal(err) {
+			fault = err
 		}
+	})
+	if fault != nil {
+		b.giveUp(c.stream, fault)
 	}
 }
 

@@ -6,11 +6,15 @@
 //
 // # Publishing
 //
-// [Publisher] adds the messages of one stream with one script call for up to 500 of them. Within a
-// key (metadata millrace_key) the script adds in order and stops at the first failure, so several
-// messages of a key may be in one batch. A message whose outcome is not known (the reply was lost) is
-// reported as failed and may be there twice after it was sent again, but first deliveries of a key are
-// always in order. Nothing is trimmed by publishing: a length limit on a stream drops what nobody has read.
+// [Publisher] adds up to 500 messages of a stream in one round trip. Within a key (metadata millrace_key) it adds
+// in order and stops at the first failure, so several messages of a key may be in one batch: they go through a
+// script that sees to it. A message that is the only one of its key in its batch, or has no key, is a plain XADD,
+// which costs Redis less. Over different keys a batch has no order. Nothing is trimmed by publishing: a length limit
+// on a stream drops what nobody has read.
+//
+// A message may be there twice. One whose outcome is not known (the reply was lost) is reported as failed, to be sent
+// again; and go-redis repeats a round trip by itself if the connection broke, or if the server said that it is not
+// ready (LOADING, READONLY, NOREPLICAS, CLUSTERDOWN). First deliveries of a key are always in order.
 //
 // # Reading
 //

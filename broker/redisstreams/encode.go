@@ -1,17 +1,25 @@
 package redisstreams
 
 import (
+	"encoding"
 	"errors"
 	"fmt"
 	"math"
+	"net"
+	"reflect"
 	"slices"
+	"time"
 
 	wmredis "github.com/ThreeDotsLabs/watermill-redisstream/pkg/redisstream"
 	"github.com/ThreeDotsLabs/watermill/message"
 )
 
-// encode makes an entry of a message.
-func encode(m wmredis.Marshaller, topic string, msg *message.Message) (entry, error) {
+// head is how many of XADD's arguments come before the fields.
+const head = 3
+
+// encode makes an entry of a message: XADD topic * field value field value ... The topic is a string; as an any it
+// is the same for all messages of a stream, and need not be made for each.
+func encode(m wmredis.Marshaller, topic any, msg *message.Message) (entry, error) {
 	switch {
 	case msg == nil:
 		return entry{}, errors.New("message is nil")
@@ -19,9 +27,9 @@ func encode(m wmredis.Marshaller, topic string, msg *message.Message) (entry, er
 		return entry{}, errors.New("topic is empty")
 	}
 	if _, stock := m.(wmredis.DefaultMarshallerUnmarshaller); stock && plain(msg) {
-		return plainEntry(msg), nil
+		return plainEntry(topic, msg), nil
 	}
-	values, err := m.Marshal(topic, msg)
+	values, err := m.Marshal(topic.(string), msg)
 	switch {
 	case err != nil:
 		return entry{}, err
@@ -35,12 +43,36 @@ func encode(m wmredis.Marshaller, topic string, msg *message.Message) (entry, er
 		names = append(names, name)
 	}
 	slices.Sort(names)
-	e := entry{args: make([]any, 0, 2*len(names))}
+	e := entry{args: make([]any, 0, head+2*len(names))}
+	e.args = append(e.args, "xadd", topic, "*")
 	for _, name := range names {
-		e.args = append(e.args, name, values[name])
-		e.bytes += len(name) + size(values[name])
+		value, err := argument(values[name])
+		if err != nil {
+			return entry{}, err
+		}
+		e.args = append(e.args, name, value)
+		e.bytes += len(name) + size(value)
 	}
 	return e, nil
+}
+
+// argument is a value that the client can send. What it cannot would end the pipeline in the middle, as an outage
+// that comes again with each try, and leave another copy of what is before it in the stream each time.
+func argument(value any) (any, error) {
+	switch v := value.(type) {
+	case nil, string, []byte, net.IP, time.Time, *time.Time, time.Duration, *time.Duration:
+		return value, nil
+	case encoding.BinaryMarshaler:
+		return v.MarshalBinary()
+	}
+	t := reflect.TypeOf(value)
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if named := t.PkgPath() != ""; named || t.Kind() > reflect.Float64 && t.Kind() != reflect.String {
+		return nil, fmt.Errorf("marshaler returned a field of type %T, which the Redis client does not take", value)
+	}
+	return value, nil
 }
 
 func size(value any) int {
@@ -62,10 +94,10 @@ func plain(msg *message.Message) bool {
 
 // plainEntry is what watermill-redisstream's own marshaler makes of a message: the same fields with the same
 // bytes, but for the order of the metadata, which has none.
-func plainEntry(msg *message.Message) entry {
+func plainEntry(topic any, msg *message.Message) entry {
 	metadata := packMap(msg.Metadata)
 	return entry{
-		args: []any{wmredis.UUIDHeaderKey, msg.UUID, "metadata", metadata, "payload", []byte(msg.Payload)},
+		args: []any{"xadd", topic, "*", wmredis.UUIDHeaderKey, msg.UUID, "metadata", metadata, "payload", []byte(msg.Payload)},
 		bytes: len(wmredis.UUIDHeaderKey) + len(msg.UUID) + len("metadata") + len(metadata) +
 			len("payload") + len(msg.Payload),
 	}

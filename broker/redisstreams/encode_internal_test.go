@@ -1,13 +1,19 @@
 package redisstreams
 
 import (
+	"errors"
+	"net"
+	"net/url"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	wmredis "github.com/ThreeDotsLabs/watermill-redisstream/pkg/redisstream"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/stretchr/testify/require"
+
+	"github.com/millrace-go/millrace/internal/testenv"
 )
 
 // stock hides which marshaler it is, so that its own bytes are used.
@@ -18,7 +24,7 @@ type stock struct {
 func fields(t *testing.T, e entry) map[string]any {
 	t.Helper()
 	values := map[string]any{}
-	for i := 0; i < len(e.args); i += 2 {
+	for i := head; i < len(e.args); i += 2 {
 		values[e.args[i].(string)] = text(t, e.args[i+1])
 	}
 	return values
@@ -65,6 +71,60 @@ func TestWhatTheStockMarshalerRefusesIsRefused(t *testing.T) {
 	msg.Metadata[wmredis.UUIDHeaderKey] = "x"
 	_, err := encode(wmredis.DefaultMarshallerUnmarshaller{}, "topic", msg)
 	require.ErrorContains(t, err, "reserved")
+}
+
+// odd makes a field of what is in values under the message's id.
+type odd struct {
+	wmredis.DefaultMarshallerUnmarshaller
+	values map[string]any
+}
+
+func (m odd) Marshal(_ string, msg *message.Message) (map[string]any, error) {
+	return map[string]any{"n": msg.UUID, "value": m.values[msg.UUID]}, nil
+}
+
+type (
+	named  string
+	broken struct{}
+)
+
+func (broken) MarshalBinary() ([]byte, error) { return nil, errors.New("cannot") }
+
+func TestAFieldThatTheClientCannotSendRefusesItsMessageAlone(t *testing.T) {
+	t.Parallel()
+	c, topic := testClient(t), testenv.RedisPrefix(t)+"s"
+	one, when, u := 1, time.Unix(0, 0), &url.URL{Host: "host"}
+	values := []any{
+		nil, "s", []byte("s"), true, 1, int8(1), uint64(1), uintptr(1), float32(1), 1.5, &one, (*string)(nil), when, &when, time.Second, net.IP{1, 2, 3, 4}, u,
+		named("s"), []string{"s"}, map[string]string{}, struct{}{}, complex(1, 1), &struct{}{}, new(named), new([]byte), func() {}, broken{}, message.Payload("s"),
+	}
+	m := odd{values: make(map[string]any)}
+	var topics, want []string
+	var msgs []*message.Message
+	for i, v := range values {
+		id := strconv.Itoa(i)
+		m.values[id] = v
+		topics = append(topics, topic)
+		msgs = append(msgs, message.NewMessage(id, nil))
+		if c.Set(t.Context(), topic+"plain", v, 0).Err() == nil {
+			want = append(want, id)
+		}
+	}
+	p, err := NewPublisher(Config{Client: c, Marshaler: m})
+	require.NoError(t, err)
+	var stored []string
+	for i, err := range p.PublishBatch(t.Context(), topics, msgs) {
+		if err == nil {
+			stored = append(stored, msgs[i].UUID)
+			continue
+		}
+		var refused *refusal
+		require.ErrorAs(t, err, &refused)
+		require.Equal(t, "encoding", refused.Reason())
+	}
+	require.Equal(t, want, stored, "what the client itself can send")
+	require.Equal(t, want, numbersIn(t, c, topic))
+	require.Len(t, want, 17)
 }
 
 // FuzzStockUnmarshaler: the stock subscriber reads what this publisher writes.

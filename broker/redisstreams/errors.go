@@ -25,6 +25,8 @@ func (r *refusal) Unwrap() error  { return r.err }
 func (r *refusal) Refused() bool  { return true }
 func (r *refusal) Reason() string { return r.reason }
 
+func isRefusal(err error) bool { return errors.As(err, new(*refusal)) }
+
 // setupError is an error that no waiting mends, with what mends it.
 type setupError struct {
 	remedy string

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/millrace-go/millrace/broker/redisstreams"
@@ -105,28 +106,34 @@ func TestCutConnectionsAndLostRepliesLeaveFirstDeliveriesInOrder(t *testing.T) {
 	require.Greater(t, len(ids), n*len(someKeys), "no reply was lost: the test shows nothing")
 }
 
-func TestMemoryThatComesAndGoesLeavesKeysInOrder(t *testing.T) {
-	t.Parallel()
-	server := testenv.OwnRedis(t)
-	c := client(t, server.URL)
-	stop := make(chan struct{})
+// comesAndGoes sets what the server is to have to 1, which it has not, and back to 0 every other millisecond until
+// stop is called.
+func comesAndGoes(t testing.TB, c *redis.Client, name string) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
 	var toggles sync.WaitGroup
 	toggles.Go(func() {
-		for i := 0; ; i++ {
-			_ = set(c, "maxmemory", []string{"1", "0"}[i%2])()
+		for i := 0; ctx.Err() == nil; i++ {
+			_ = set(c, name, []string{"1", "0"}[i%2])()
 			select {
-			case <-stop:
-				return
+			case <-ctx.Done():
 			case <-time.After(time.Millisecond):
 			}
 		}
 	})
-	n, perBatch, rounds := 1500, 100, 0 // more than one script call for each batch
+	end := func() { cancel(); toggles.Wait() }
+	t.Cleanup(end)
+	return func() { end(); require.NoError(t, set(c, name, "0")()) }
+}
+
+func TestMemoryThatComesAndGoesLeavesKeysInOrder(t *testing.T) {
+	t.Parallel()
+	server := testenv.OwnRedis(t)
+	c := client(t, server.URL)
+	stop := comesAndGoes(t, c, "maxmemory")
+	n, perBatch, rounds := 1500, 100, 0 // more than one round trip for each batch
 	p := publisher(t, quick(server.URL))
 	forward(t, p, "s", someKeys, n, perBatch, func(int) { rounds++ })
-	close(stop)
-	toggles.Wait()
-	require.NoError(t, set(c, "maxmemory", "0")())
+	stop()
 	ids := uuids(t, c, "s")
 	requireFirstsInOrder(t, ids, someKeys, n)
 	require.Len(t, ids, n*len(someKeys), "an entry that was refused for want of memory is not in the stream")

@@ -62,7 +62,8 @@ func (p *Publisher) Publish(topic string, msgs ...*message.Message) error {
 // PublishBatch adds msgs[i] to topics[i] and answers for each: nil means that Redis has it. There are always
 // len(msgs) answers. Within a stream and key (metadata millrace_key) messages are added in order, and none
 // after one that failed; the same holds across batches as long as a key's next messages are given
-// only after this call has returned. Concurrent calls must not share a key.
+// only after this call has returned. Concurrent calls must not share a key. Messages of different keys are added
+// in no order.
 //
 // An error with Refused() true (too large, not encodable, the topic is not a stream) is the message's
 // own fault. Every other error says that it was not sent, or that the outcome is not known. When ctx

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -119,7 +121,7 @@ func TestAKeyStopsAtItsFirstFailureAndOthersGoOn(t *testing.T) {
 	cfg.MaxMessageBytes = 1000
 	p := publisher(t, cfg)
 
-	// More than one script call: the second must know what failed in the first.
+	// More than one round trip: the second must know what failed in the first.
 	var msgs []*message.Message
 	for i := range 1200 {
 		key := []string{"stopped", "free", ""}[i%3]
@@ -127,9 +129,9 @@ func TestAKeyStopsAtItsFirstFailureAndOthersGoOn(t *testing.T) {
 	}
 	msgs[300].Payload = bytes.Repeat([]byte("x"), 1000) // i%3 == 0: of the stopped key
 	errs := p.PublishBatch(t.Context(), batchTo(topic, len(msgs)), msgs)
-	var want []string
+	want := make(map[string][]string)
 	for i, err := range errs {
-		switch {
+		switch key := msgs[i].Metadata.Get("millrace_key"); {
 		case i == 300:
 			require.Equal(t, "too_large", reasonOf(err))
 		case i > 300 && i%3 == 0:
@@ -137,10 +139,17 @@ func TestAKeyStopsAtItsFirstFailureAndOthersGoOn(t *testing.T) {
 			require.Empty(t, reasonOf(err), "what was not sent is not refused")
 		default:
 			require.NoError(t, err)
-			want = append(want, number(i))
+			want[key] = append(want[key], number(i))
 		}
 	}
-	require.Equal(t, want, uuids(t, client(t, url), topic))
+	got := make(map[string][]string)
+	for _, id := range uuids(t, client(t, url), topic) {
+		i, err := strconv.Atoi(id)
+		require.NoError(t, err)
+		key := msgs[i].Metadata.Get("millrace_key")
+		got[key] = append(got[key], id)
+	}
+	require.Equal(t, want, got, "in order, also those without a key")
 }
 
 func TestEachStreamOfABatchAnswersForItself(t *testing.T) {
@@ -150,14 +159,37 @@ func TestEachStreamOfABatchAnswersForItself(t *testing.T) {
 	c := client(t, url)
 	require.NoError(t, c.Set(t.Context(), prefix+"string", "x", 0).Err())
 	p := publisher(t, quick(url))
-	topics := []string{prefix + "a", prefix + "string", prefix + "b", prefix + "string", prefix + "a"}
-	msgs := []*message.Message{keyed("k", "1"), keyed("k", "2"), keyed("k", "3"), keyed("", "4"), keyed("k", "5")}
-	errs := p.PublishBatch(t.Context(), topics, msgs)
-	require.Equal(t, []string{"", "wrong_type", "", "wrong_type", ""},
-		[]string{reasonOf(errs[0]), reasonOf(errs[1]), reasonOf(errs[2]), reasonOf(errs[3]), reasonOf(errs[4])})
-	require.NoError(t, errors.Join(errs[0], errs[2], errs[4]))
-	require.Equal(t, []string{"1", "5"}, uuids(t, c, prefix+"a"))
-	require.Equal(t, []string{"3"}, uuids(t, c, prefix+"b"))
+	for _, batch := range []struct{ topics, keys string }{
+		{"asbsa", "kkk k"}, // those of the string are alone in their keys
+		{"sssss", "kkk x"}, // or not
+		{"basssb", "kkkklk"},
+		{"sab", "kkk"},
+	} {
+		var topics []string
+		var msgs []*message.Message
+		want := map[string][]string{}
+		for i, name := range batch.topics {
+			topic, id := prefix+string(name), fmt.Sprint(batch.topics, i)
+			if name == 's' {
+				topic = prefix + "string"
+			} else {
+				want[topic] = append(want[topic], id)
+			}
+			topics = append(topics, topic)
+			msgs = append(msgs, keyed(strings.TrimSpace(batch.keys[i:i+1]), id))
+		}
+		for i, err := range p.PublishBatch(t.Context(), topics, msgs) {
+			if batch.topics[i] == 's' {
+				require.Equal(t, "wrong_type", reasonOf(err), err)
+			} else {
+				require.NoError(t, err)
+			}
+		}
+		for topic, ids := range want {
+			require.Equal(t, ids, uuids(t, c, topic))
+			require.NoError(t, c.Del(t.Context(), topic).Err())
+		}
+	}
 }
 
 func TestAScriptThatTheServerForgotIsSentAgain(t *testing.T) {
@@ -167,10 +199,25 @@ func TestAScriptThatTheServerForgotIsSentAgain(t *testing.T) {
 	p := publisher(t, quick(server.URL))
 	for i := range 3 {
 		require.NoError(t, c.ScriptFlush(t.Context()).Err())
-		errs := p.PublishBatch(t.Context(), []string{"a", "b"}, []*message.Message{keyed("k", number(i)), keyed("k", number(i))})
-		require.NoError(t, errors.Join(errs...))
+		var topics []string
+		var msgs []*message.Message
+		for _, topic := range []string{"a", "b"} {
+			topics = append(topics, topic, topic, topic)
+			msgs = append(msgs, keyed("k", number(2*i)), keyed("k", number(2*i+1)), keyed("", "alone"+number(i)))
+		}
+		require.NoError(t, errors.Join(p.PublishBatch(t.Context(), topics, msgs)...))
 	}
-	require.Equal(t, []string{number(0), number(1), number(2)}, uuids(t, c, "a"))
+	for _, topic := range []string{"a", "b"} {
+		var ofKey []string
+		ids := uuids(t, c, topic)
+		for _, id := range ids {
+			if !strings.HasPrefix(id, "alone") {
+				ofKey = append(ofKey, id)
+			}
+		}
+		require.Equal(t, []string{number(0), number(1), number(2), number(3), number(4), number(5)}, ofKey)
+		require.Len(t, ids, 9, "what needs no script is sent once")
+	}
 }
 
 func TestAMessageAboveTheServersLimitIsRefusedAndTheConnectionLives(t *testing.T) {
