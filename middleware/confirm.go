@@ -18,9 +18,8 @@ import (
 type ConfirmConfig struct {
 	// Group is the name of this consumer group, as the producer's policy has it.
 	Group string
-	// Publisher sends confirmations to the broker. It has to return nil only when one is stored there. One
-	// that sends many messages at once, as those of broker/rabbitmq and broker/redisstreams do, is given
-	// the confirmations of messages that end at the same time together.
+	// Publisher sends confirmations to the broker. It has to return nil only when one is stored there. The
+	// confirmations of messages that end at the same time travel in one message.
 	Publisher message.Publisher
 	// Outbox, if set, takes the confirmation in the transaction of a handler under Transactional:
 	// outbox.Box.Publisher. Without it, or without a transaction, the Publisher has it right after.
@@ -34,7 +33,7 @@ type ConfirmConfig struct {
 	// deadline, and a copy that is confirmed again. At most 1000 are under way. A message that finds no room
 	// waits for it, up to Timeout and while its context lasts, and is nacked then.
 	Background bool
-	// Timeout is how long a confirmation may take. Default 10 s.
+	// Timeout is how long a message may wait for its confirmation, and a call of Publisher may take. Default 10 s.
 	Timeout time.Duration
 	// Logger receives what goes wrong, ids only. Default: none.
 	Logger *slog.Logger
@@ -55,7 +54,7 @@ func Confirm(cfg ConfirmConfig) (message.HandlerMiddleware, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	c := &confirmer{cfg: cfg, batches: confirmBatches{pub: cfg.Publisher}, slots: make(chan struct{}, confirmSlots)}
+	c := &confirmer{cfg: cfg, batches: confirmBatches{pub: cfg.Publisher, timeout: cfg.Timeout}, slots: make(chan struct{}, confirmSlots)}
 	return func(next message.HandlerFunc) message.HandlerFunc {
 		return func(msg *message.Message) ([]*message.Message, error) {
 			topic := msg.Metadata[meta.Confirm]
@@ -153,12 +152,19 @@ func (c *confirmer) tellLater(ctx context.Context, topic string, about confirmat
 	if err := c.room(ctx); err != nil {
 		return err
 	}
-	go func() {
-		defer func() { <-c.slots }()
-		if err := c.tell(ctx, topic, about, confirmation.Done, ""); err != nil {
+	landed := func(err error) {
+		<-c.slots
+		if err != nil {
 			c.cfg.Logger.WarnContext(ctx, "a message was not confirmed, and will come again", "message_id", about.ID, "error", err)
 		}
-	}()
+	}
+	said, err := c.word(about, confirmation.Done, "")
+	if err != nil {
+		landed(err)
+		return nil
+	}
+	said.SetContext(context.WithoutCancel(ctx))
+	c.batches.add(&confirmCall{topic, said, landed})
 	return nil
 }
 
@@ -185,8 +191,9 @@ func (c *confirmer) tell(ctx context.Context, topic string, about confirmation.C
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.Timeout)
-	defer cancel()
+	ctx = context.WithoutCancel(ctx)
 	said.SetContext(ctx)
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	defer cancel()
 	return c.batches.publish(ctx, topic, said)
 }

@@ -3,9 +3,15 @@ package middleware
 import (
 	"context"
 	"fmt"
+	"runtime"
+	"runtime/debug"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/millrace-go/millrace/internal/confirmation"
 )
 
 // batchPublisher is a publisher that sends many messages in one call and answers for each, as those of our
@@ -14,17 +20,14 @@ type batchPublisher interface {
 	PublishBatch(ctx context.Context, topics []string, msgs []*message.Message) []error
 }
 
-// confirmFlights is how many calls of the publisher may be under way, confirmBatch how many
-// confirmations one of them takes.
-const (
-	confirmFlights = 2
-	confirmBatch   = 256
-)
+// confirmFlights is how many calls of the publisher may be under way.
+const confirmFlights = 2
 
-// confirmBatches lets confirmations that are made at the same time share calls of the publisher. One that
-// is alone departs at once; while confirmFlights calls are under way, others gather. There is no timer.
+// confirmBatches lets confirmations that are made at the same time travel together: those for one topic in one message.
+// One that is alone departs at once; while confirmFlights calls are under way, others gather. There is no timer.
 type confirmBatches struct {
-	pub message.Publisher
+	pub     message.Publisher
+	timeout time.Duration // of a call
 
 	mu      sync.Mutex
 	waiting []*confirmCall
@@ -32,58 +35,132 @@ type confirmBatches struct {
 }
 
 type confirmCall struct {
-	topic string
-	msg   *message.Message
-	done  chan struct{}
-	err   error // read after done
+	topic  string
+	msg    *message.Message
+	landed func(error) // called once, unless it is forgotten
 }
 
 // publish returns when the confirmation is stored, or ctx ends.
 func (b *confirmBatches) publish(ctx context.Context, topic string, msg *message.Message) error {
-	batches, ok := b.pub.(batchPublisher)
-	if !ok {
-		return b.pub.Publish(topic, msg)
-	}
-	c := &confirmCall{topic: topic, msg: msg, done: make(chan struct{})}
-	b.mu.Lock()
-	b.waiting = append(b.waiting, c)
-	b.depart(batches)
-	b.mu.Unlock()
+	done := make(chan error, 1)
+	c := &confirmCall{topic, msg, func(err error) { done <- err }}
+	b.add(c)
 	select {
-	case <-c.done:
-		return c.err
+	case err := <-done:
+		return err
 	case <-ctx.Done():
+		b.forget(c)
 		return ctx.Err() // it may have been sent: to confirm twice does no harm
 	}
 }
 
-func (b *confirmBatches) depart(pub batchPublisher) {
-	for b.flights < confirmFlights && len(b.waiting) > 0 {
-		n := min(len(b.waiting), confirmBatch)
-		batch := b.waiting[:n:n]
-		b.waiting = b.waiting[n:]
-		b.flights++
-		go b.fly(pub, batch)
+func (b *confirmBatches) add(c *confirmCall) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.waiting = append(b.waiting, c)
+	b.depart()
+}
+
+// forget keeps what nobody waits for any more from piling up behind a publisher that does not answer.
+func (b *confirmBatches) forget(c *confirmCall) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if i := slices.Index(b.waiting, c); i >= 0 {
+		b.waiting = slices.Delete(b.waiting, i, i+1)
 	}
 }
 
-// fly sends one batch. It has the context of its last member, who waits the longest.
-func (b *confirmBatches) fly(pub batchPublisher, batch []*confirmCall) {
-	topics, msgs := make([]string, len(batch)), make([]*message.Message, len(batch))
-	for i, c := range batch {
-		topics[i], msgs[i] = c.topic, c.msg
+func (b *confirmBatches) depart() {
+	if b.flights < confirmFlights && len(b.waiting) > 0 {
+		b.flights++
+		go b.fly()
 	}
-	errs := pub.PublishBatch(msgs[len(msgs)-1].Context(), topics, msgs)
-	for i, c := range batch {
-		if i < len(errs) {
-			c.err = errs[i]
-		} else {
-			c.err = fmt.Errorf("the publisher answered %d errors for %d messages", len(errs), len(batch))
+}
+
+// fly makes calls until nobody waits.
+func (b *confirmBatches) fly() {
+	for {
+		runtime.Gosched() // handlers that are about to end come along
+		flight := b.board()
+		if len(flight) == 0 {
+			return
 		}
-		close(c.done)
+		b.carry(flight)
 	}
+}
+
+// board takes as many as one call carries. If there are none, the flight is over.
+func (b *confirmBatches) board() []*confirmCall {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.flights--
-	b.depart(pub)
+	said := make([]*message.Message, min(len(b.waiting), confirmation.MaxJoint))
+	for i := range said {
+		said[i] = b.waiting[i].msg
+	}
+	n := confirmation.Fit(said)
+	flight := b.waiting[:n:n]
+	b.waiting = b.waiting[n:]
+	if n == 0 {
+		b.flights--
+	}
+	return flight
+}
+
+// carry sends one message for each topic, in one call. It has the context of the last member, and as long as any of them.
+func (b *confirmBatches) carry(flight []*confirmCall) {
+	ctx, cancel := context.WithTimeout(flight[len(flight)-1].msg.Context(), b.timeout)
+	defer cancel()
+	var topics []string
+	members := map[string][]*confirmCall{}
+	for _, c := range flight {
+		if members[c.topic] == nil {
+			topics = append(topics, c.topic)
+		}
+		members[c.topic] = append(members[c.topic], c)
+	}
+	msgs := make([]*message.Message, len(topics))
+	for i, topic := range topics {
+		var said []*message.Message
+		for _, c := range members[topic] {
+			said = append(said, c.msg)
+		}
+		msgs[i] = confirmation.Join(said)
+		msgs[i].SetContext(ctx)
+	}
+	errs := b.send(ctx, topics, msgs)
+	for i, topic := range topics {
+		for _, c := range members[topic] {
+			c.landed(errs[i])
+		}
+	}
+}
+
+// send answers for each message. No handler's Recoverer is around it, so it is one itself.
+func (b *confirmBatches) send(ctx context.Context, topics []string, msgs []*message.Message) (errs []error) {
+	errs = make([]error, len(msgs))
+	defer func() {
+		if v := recover(); v != nil {
+			for i := range errs {
+				errs[i] = &PanicError{Value: v, Stack: debug.Stack()}
+			}
+		}
+	}()
+	batches, ok := b.pub.(batchPublisher)
+	if !ok {
+		for i, topic := range topics {
+			if errs[i] = ctx.Err(); errs[i] == nil {
+				errs[i] = b.pub.Publish(topic, msgs[i])
+			}
+		}
+		return errs
+	}
+	answers := batches.PublishBatch(ctx, topics, msgs)
+	for i := range errs {
+		if i < len(answers) {
+			errs[i] = answers[i]
+		} else {
+			errs[i] = fmt.Errorf("the publisher answered %d errors for %d messages", len(answers), len(msgs))
+		}
+	}
+	return errs
 }

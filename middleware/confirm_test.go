@@ -193,84 +193,32 @@ func TestAConfirmationIsCommittedWithItsEffectOrNotAtAll(t *testing.T) {
 // slowBatches is a publisher of batches that waits before it answers.
 type slowBatches struct {
 	memoryPublisher
-	gate  chan struct{}
-	mu    sync.Mutex
-	calls int
+	gate chan struct{}
+	mu   sync.Mutex
 
 	confirmed int
 }
 
-func (s *slowBatches) PublishBatch(ctx context.Context, topics []string, msgs []*message.Message) []error {
-	s.mu.Lock()
-	s.calls++
-	s.mu.Unlock()
+func (s *slowBatches) PublishBatch(_ context.Context, _ []string, msgs []*message.Message) []error {
 	<-s.gate
-	errs := make([]error, len(msgs))
-	for i := range msgs {
-		if msgs[i].Context().Value(failing{}) == "yes" {
-			errs[i] = errDown
-			continue
-		}
-		s.mu.Lock()
-		s.confirmed++
-		s.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range msgs {
+		s.confirmed += len(confirmation.ParseAll(m.Payload, nil))
 	}
-	return errs
-}
-
-type failing struct{}
-
-func TestConfirmationsOfMessagesThatEndTogetherShareCalls(t *testing.T) {
-	t.Parallel()
-	pub := &slowBatches{gate: make(chan struct{})}
-	h := chain(works, must(t)(middleware.Confirm(middleware.ConfirmConfig{Group: "billing", Publisher: pub})))
-	const messages = 200
-	var group sync.WaitGroup
-	errs := make([]error, messages)
-	for i := range messages {
-		group.Go(func() {
-			fail := map[bool]string{true: "yes", false: "no"}[i%2 == 0]
-			m := asking(t, fmt.Sprint(i))
-			m.SetContext(context.WithValue(t.Context(), failing{}, fail))
-			_, errs[i] = h(m)
-		})
-	}
-	close(pub.gate)
-	group.Wait()
-	for i, err := range errs {
-		if i%2 == 0 {
-			require.ErrorIs(t, err, errDown, "each has its own answer")
-		} else {
-			require.NoError(t, err)
-		}
-	}
-
-	// While the first calls are under way, all others gather into one.
-	pub.gate, pub.calls = make(chan struct{}), 0
-	for range messages {
-		group.Go(func() {
-			m := asking(t, "m")
-			m.SetContext(context.WithValue(t.Context(), failing{}, "no"))
-			_, _ = h(m)
-		})
-	}
-	testenv.Eventually(t, 30*time.Second, "two calls are under way", func() bool {
-		pub.mu.Lock()
-		defer pub.mu.Unlock()
-		return pub.calls == 2
-	})
-	close(pub.gate)
-	group.Wait()
-	require.Less(t, pub.calls, messages)
+	return make([]error, len(msgs))
 }
 
 func TestAConfirmationThatTakesTooLongIsGivenUp(t *testing.T) {
 	t.Parallel()
-	pub := &slowBatches{gate: make(chan struct{})}
-	defer close(pub.gate)
-	h := chain(works, must(t)(middleware.Confirm(middleware.ConfirmConfig{Group: "billing", Publisher: pub, Timeout: 10 * time.Millisecond})))
-	_, err := h(asking(t, "m"))
-	require.ErrorIs(t, err, context.DeadlineExceeded)
+	batches, alone := &slowBatches{gate: make(chan struct{})}, make(stuck)
+	defer close(batches.gate)
+	defer close(alone)
+	for _, pub := range []message.Publisher{batches, alone} {
+		h := chain(works, must(t)(middleware.Confirm(middleware.ConfirmConfig{Group: "billing", Publisher: pub, Timeout: 10 * time.Millisecond})))
+		_, err := h(asking(t, "m"))
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+	}
 }
 
 func TestConfirmReportsWhatIsWrongWithItsConfiguration(t *testing.T) {
@@ -286,9 +234,7 @@ func TestAConfirmationInTheBackgroundDoesNotHoldTheMessageUp(t *testing.T) {
 	pub := &slowBatches{gate: make(chan struct{})}
 	h := chain(works, must(t)(middleware.Confirm(middleware.ConfirmConfig{Group: "billing", Publisher: pub, Background: true})))
 	for i := range 50 {
-		m := asking(t, fmt.Sprint(i))
-		m.SetContext(context.WithValue(t.Context(), failing{}, "no"))
-		_, err := h(m)
+		_, err := h(asking(t, fmt.Sprint(i)))
 		require.NoError(t, err)
 	}
 	close(pub.gate)

@@ -71,22 +71,33 @@ func (b *Box) ConfirmTopic() string { return b.cfg.Confirming.withDefaults().Top
 //
 //	router.AddConsumerHandler("confirmations", box.ConfirmTopic(), subscriber, box.Confirmations)
 //
-// A confirmation counts whatever the state of its message: one that overtakes the forwarder is found when
-// the message has been sent, and one that comes when the message is dead is kept, and told to OnLate. One
-// that cannot be read, or is not signed as Confirming.Keys ask, is logged and dropped. Confirmations may come twice, and in any order.
+// A message has one confirmation, or up to 256 of them as a JSON array. A confirmation counts whatever the state of its
+// message: one that overtakes the forwarder is found when the message has been sent, and one that comes when the message
+// is dead is kept, and told to OnLate. One that cannot be read, or is not signed as Confirming.Keys ask, is logged and
+// dropped, and those that came with it count. Confirmations may come twice, and in any order.
 func (b *Box) Confirmations(msg *message.Message) error {
-	c, err := confirmation.ParseSigned(msg.Payload, b.cfg.Confirming.Keys)
-	switch {
-	case errors.Is(err, confirmation.ErrUnsigned):
-		b.store.compensation.forged.Add(1)
-		b.log.WarnContext(msg.Context(), "a confirmation that nobody has signed was dropped", "message_id", c.ID, "group", c.Group)
-		return nil
-	case err != nil:
-		b.log.WarnContext(msg.Context(), "a confirmation that is none was dropped", "message_id", msg.UUID, "error", err)
-		return nil
+	ctx := msg.Context()
+	var words []confirmation.Confirmation
+	said := confirmation.ParseAll(msg.Payload, b.cfg.Confirming.Keys)
+	for _, s := range said {
+		if s.Err == nil {
+			words = append(words, s.Confirmation)
+		}
 	}
-	if err := b.confirm(msg.Context(), c); err != nil {
-		return fmt.Errorf("outbox: confirmation of %q: %w", c.ID, err)
+	if err := b.confirm(ctx, words); err != nil {
+		if len(words) == 1 {
+			return fmt.Errorf("outbox: confirmation of %q: %w", words[0].ID, err)
+		}
+		return fmt.Errorf("outbox: %d confirmations, of %q and others: %w", len(words), words[0].ID, err)
+	}
+	for _, s := range said { // not before: a message that comes again is not to be counted again
+		switch {
+		case errors.Is(s.Err, confirmation.ErrUnsigned):
+			b.store.compensation.forged.Add(1)
+			b.log.WarnContext(ctx, "a confirmation that nobody has signed was dropped", "message_id", s.ID, "group", s.Group)
+		case s.Err != nil:
+			b.log.WarnContext(ctx, "a confirmation that is none was dropped", "message_id", msg.UUID, "error", s.Err)
+		}
 	}
 	return nil
 }

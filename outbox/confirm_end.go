@@ -59,19 +59,36 @@ func (h hand) lastDead(ctx context.Context, id string) (r Record, err error) {
 	return r, err
 }
 
-// late records a confirmation of a message that is dead.
-func (b *Box) late(ctx context.Context, c confirmation.Confirmation) error {
-	if c.Outcome != confirmation.Done {
+// late records confirmations of messages that are dead.
+func (b *Box) late(ctx context.Context, all []confirmation.Confirmation) error {
+	var ids []string
+	for _, c := range all {
+		if c.Outcome == confirmation.Done {
+			ids = append(ids, c.ID)
+		}
+	}
+	if len(ids) == 0 {
 		return nil
 	}
-	dead := false
-	err := b.store.query(ctx, "late confirmation", `SELECT seq FROM millrace_dead WHERE id = $1`, []any{c.ID},
-		func(txn.Scanner) error { dead = true; return nil })
-	if err != nil || !dead {
-		return err
+	dead := map[string]bool{}
+	err := b.store.query(ctx, "late confirmation", `SELECT id FROM millrace_dead WHERE id IN (`+params(len(ids))+`)`, anyOf(ids),
+		func(row txn.Scanner) error {
+			var id string
+			err := row.Scan(&id)
+			dead[id] = true
+			return err
+		})
+	for _, c := range all {
+		if err == nil && c.Outcome == confirmation.Done && dead[c.ID] {
+			err = b.tellLate(ctx, c)
+		}
 	}
+	return err
+}
+
+func (b *Box) tellLate(ctx context.Context, c confirmation.Confirmation) error {
 	var r Record
-	err = b.byHand(ctx, "late confirmation", func(h hand) (err error) {
+	err := b.byHand(ctx, "late confirmation", func(h hand) (err error) {
 		if r, err = h.lastDead(ctx, c.ID); err != nil || r.Seq == 0 {
 			return err
 		}

@@ -3,44 +3,12 @@ package outbox
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/millrace-go/millrace/internal/confirmation"
 	"github.com/millrace-go/millrace/internal/txn"
-)
-
-// confirm stores a confirmation, and then looks what it means, in a transaction of its own: begun after the
-// confirmation has been committed, it cannot miss a settle that looked for it too early.
-func (b *Box) confirm(ctx context.Context, c confirmation.Confirmation) error {
-	kind, err := b.pool.Dialect(ctx)
-	if err != nil {
-		return explain("confirm", err)
-	}
-	w := c.Word()
-	if _, err := b.store.exec(ctx, "confirm", insertConfirmation[kind], c.ID, w.Group, string(w.Outcome), w.Sending, w.Reason); err != nil {
-		return err
-	}
-	if err := b.judge(ctx, c.ID); err != nil {
-		return err
-	}
-	return b.late(ctx, c)
-}
-
-// The word of a group takes the place of what it said before as Word.Replaces has it.
-var insertConfirmation = map[txn.Dialect]string{
-	txn.Postgres: insertWord + onConflict,
-	txn.MySQL: insertWord + ` ON DUPLICATE KEY UPDATE error = IF(` + staysMySQL + `, error, VALUES(error)), at = IF(` + staysMySQL + `, at, VALUES(at)),
-		sending = IF(` + staysMySQL + `, sending, VALUES(sending)), outcome = IF(outcome = 'done', outcome, VALUES(outcome))`,
-	txn.SQLite: insertWord + onConflict,
-}
-
-const (
-	insertWord = `INSERT INTO millrace_confirmations (id, grp, outcome, sending, error, at) VALUES ($1, $2, $3, $4, $5, {now})`
-	onConflict = ` ON CONFLICT (id, grp) DO UPDATE SET outcome = excluded.outcome, sending = excluded.sending, error = excluded.error, at = excluded.at
-		WHERE excluded.outcome = 'done' OR millrace_confirmations.outcome <> 'done' AND excluded.sending >= millrace_confirmations.sending`
-	// MySQL assigns from left to right: what this reads is assigned last.
-	staysMySQL = `VALUES(outcome) <> 'done' AND (outcome = 'done' OR VALUES(sending) < sending)`
 )
 
 // unconfirmed is a sent message that awaits confirmations.
@@ -62,17 +30,19 @@ func scanUnconfirmed(row txn.Scanner) (u unconfirmed, err error) {
 		return u, err
 	}
 	if err := json.Unmarshal([]byte(plan), &u.plan); err != nil {
-		return u, fmt.Errorf("outbox: the policy of sent message %d cannot be read", u.seq)
+		return u, fmt.Errorf("%w of sent message %d", errPolicy, u.seq)
 	}
 	return u, nil
 }
+
+var errPolicy = errors.New("outbox: cannot read the policy")
 
 // awaited is what there is to be decided about it.
 func (u unconfirmed) awaited() confirmation.Awaited {
 	return u.plan.awaited(u.topic, u.sentAt, time.Duration(u.age)*time.Microsecond)
 }
 
-// judge looks whether a sent message is done, or has failed: it locks the message, and only then reads
+// judge looks whether a sent message is done, or has failed, in a transaction of its own: it locks the message, and only then reads
 // its confirmations, in a new statement. Of two that judge at once, one sees what the other did.
 func (b *Box) judge(ctx context.Context, id string) error {
 	return b.within(ctx, "judge", func(ctx context.Context, h hand) error {
@@ -129,9 +99,7 @@ func (h hand) words(ctx context.Context, ids []string) (map[string][]confirmatio
 func (h hand) conclude(ctx context.Context, u unconfirmed, words []confirmation.Word) (over bool, err error) {
 	switch verdict, why := u.awaited().Judge(words); verdict {
 	case confirmation.Done:
-		_, err := h.run(ctx, `UPDATE millrace_sent SET state = 'done', done_at = {now}, due_at = NULL, expires_at = {after $1} WHERE seq = $2`,
-			micros(u.plan.Retention), u.seq)
-		return true, err
+		return true, h.done(ctx, u.plan.Retention, []int64{u.seq})
 	case confirmation.Failed:
 		return true, h.bury(ctx, u, ReasonFailed, why)
 	}

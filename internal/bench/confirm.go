@@ -78,7 +78,7 @@ func (c confirming) measure(ctx context.Context, b *bench, p params) (s Sample, 
 	defer func() {
 		held, gone := words()
 		if p.Way == backgroundName || p.Way == waitingName {
-			gone = checkHeld(s, held, gone)
+			gone = checkHeld(Sample{Moved: int(s.Extra[storedWords])}, held, gone)
 		}
 		err = errors.Join(err, gone)
 	}()

@@ -25,6 +25,7 @@ import (
 
 // consumer is a handler that writes a row, with its inbox and its outbox.
 type consumer struct {
+	db            millrace.DB
 	box           *outbox.Box
 	transactional message.HandlerMiddleware
 	handle        message.NoPublishHandlerFunc
@@ -79,6 +80,7 @@ func far(t testing.TB, at string, roundTrip time.Duration) string {
 }
 
 func setUp[T any](t testing.TB, c *consumer, db millrace.TxDB[T], exec func(ctx context.Context, tx T, text string, args ...any) error) {
+	c.db = db
 	require.NoError(t, millrace.Migrate(t.Context(), db, dedup.Migrations(), outbox.Migrations()))
 	inbox, err := dedup.NewInbox(db, dedup.InboxConfig{})
 	require.NoError(t, err)

@@ -206,6 +206,9 @@ func (l link) word(topic string, m *message.Message) error {
 		return err
 	}
 	id := fmt.Sprint(l.life.name, "/", topic, "/", m.UUID, "/", n)
+	if !l.w.quiet { // others gather meanwhile
+		backoff.Sleep(m.Context(), time.Duration(l.w.fate(500, id, "takes"))*time.Millisecond)
+	}
 	if l.w.strikes(l.w.chaos.unreached, id, "not reached") {
 		return errAway
 	}

@@ -18,19 +18,41 @@ import (
 )
 
 // database is one that knows the few statements that the outbox, the inbox and the businesses write: rows of the
-// outbox, which others see after COMMIT, and unique rows, for which a second writer waits until the first one has ended.
+// outbox, which others see after COMMIT, and unique rows, for which a second writer waits until the first one has ended;
+// and it has the tables of half messages.
 type database struct {
 	w    *world
 	name string
 	// commit is told of the effects of a transaction.
 	commit func(effects []string)
+	// changed is told of each row of a table, before and after the commit; nil is none.
+	changed func(c *conn, table, id string, before, after record)
+	// refuses keeps rows from being inserted.
+	refuses func(id string) bool
+	skew    time.Duration // of its clock
+	lates   bool          // a COMMIT may arrive when nobody waits for its answer any more
 
 	mu     sync.Mutex
 	unique map[string]*conn // nil: committed
+	tables map[string]*table
 }
 
 func (w *world) newDatabase(name string, commit func(effects []string)) *database {
-	return &database{w: w, name: name, commit: commit, unique: map[string]*conn{}}
+	return &database{w: w, name: name, commit: commit, unique: map[string]*conn{}, tables: newTables()}
+}
+
+// now is the database's time.
+func (d *database) now() int64 { return time.Now().Add(d.skew).UnixMicro() }
+
+// asks is what every access goes through: nobody reaches a database that is away.
+func (d *database) asks(ctx context.Context, l *life, op string) error {
+	if err := l.asks(ctx, op+" at "+d.name); err != nil {
+		return err
+	}
+	if d.w.away(d.name) {
+		return errAway
+	}
+	return nil
 }
 
 // It is a millrace.TxDB, and the pool behind it. A transaction belongs to the life that its context has.
@@ -48,20 +70,38 @@ var settings = &txn.Settings{
 	OnHookError: func(txn.HookError) {}, Logger: slog.New(slog.DiscardHandler),
 }
 
-func (d *database) Exec(context.Context, string, ...any) (int64, error) {
-	return 0, errors.New("model: a statement outside of a transaction")
+// Exec is a statement that commits itself.
+func (d *database) Exec(ctx context.Context, text string, args ...any) (int64, error) {
+	c := d.connect(ctx)
+	defer c.end()
+	n, err := c.Exec(ctx, text, args...)
+	if err != nil {
+		return 0, err
+	}
+	d.mu.Lock()
+	c.apply()
+	d.mu.Unlock()
+	if err := c.life.hears("statement at " + d.name); err != nil {
+		return 0, err
+	}
+	return n, nil
 }
 
-func (d *database) Query(context.Context, string, []any, func(txn.Scanner) error) error {
-	return errors.New("model: this database answers no queries")
+func (d *database) Query(ctx context.Context, text string, args []any, row func(txn.Scanner) error) error {
+	c := d.connect(ctx)
+	defer c.end()
+	return c.Query(ctx, text, args, row)
 }
 
 func (d *database) Begin(ctx context.Context, _ txn.Options) (txn.Conn, error) {
-	l := lifeOf(ctx)
-	if err := l.asks(ctx, "begin at "+d.name); err != nil {
+	if err := d.asks(ctx, lifeOf(ctx), "begin"); err != nil {
 		return nil, err
 	}
-	return &conn{database: d, life: l, ended: make(chan struct{})}, nil
+	return d.connect(ctx), nil
+}
+
+func (d *database) connect(ctx context.Context) *conn {
+	return &conn{database: d, life: lifeOf(ctx), ended: make(chan struct{}), written: map[*table]map[string]record{}}
 }
 
 // conn is one transaction.
@@ -71,9 +111,12 @@ type conn struct {
 	unique  []string
 	rows    []row
 	effects []string
-	broken  error
-	ended   chan struct{}
-	once    sync.Once
+	written map[*table]map[string]record // nil: deleted
+	// patience is how long it waits for a row that is locked; 0 for ever.
+	patience time.Duration
+	broken   error
+	ended    chan struct{}
+	once     sync.Once
 }
 
 type row struct {
@@ -94,7 +137,7 @@ const (
 )
 
 func (c *conn) Exec(ctx context.Context, text string, args ...any) (int64, error) {
-	if err := c.life.asks(ctx, "statement at "+c.name); err != nil {
+	if err := c.asks(ctx, c.life, "statement"); err != nil {
 		c.broken = err
 		return 0, err
 	}
@@ -109,7 +152,22 @@ func (c *conn) Exec(ctx context.Context, text string, args ...any) (int64, error
 		c.effects = append(c.effects, args[0].(string))
 		return 1, nil
 	}
-	return 0, fmt.Errorf("model: this database does not know: %s", text)
+	n, err := c.run(ctx, text, args, nil)
+	if err != nil {
+		c.broken = err
+	}
+	return n, err
+}
+
+func (c *conn) Query(ctx context.Context, text string, args []any, row func(txn.Scanner) error) error {
+	err := c.asks(ctx, c.life, "statement")
+	if err == nil {
+		_, err = c.run(ctx, text, args, row)
+	}
+	if err != nil {
+		c.broken = err
+	}
+	return err
 }
 
 // take writes a unique row, and waits for whoever has written it and not ended. 0: it is there.
@@ -193,7 +251,12 @@ func assign(e *outboxtest.Entry, column string, v any) error {
 }
 
 func (c *conn) Commit(ctx context.Context, stmts []txn.Statement, _ time.Duration) (txn.Outcome, error) {
-	defer c.end()
+	late := false
+	defer func() {
+		if !late {
+			c.hangUp()
+		}
+	}()
 	for _, s := range stmts {
 		n, err := c.Exec(ctx, s.SQL, s.Args...)
 		if s.Check != nil {
@@ -209,11 +272,26 @@ func (c *conn) Commit(ctx context.Context, stmts []txn.Statement, _ time.Duratio
 	if len(c.rows) > 0 { // others commit meanwhile
 		backoff.Sleep(ctx, time.Duration(c.w.fate(20, "commit", c.rows[0].entry.ID))*time.Millisecond)
 	}
-	op := "commit at " + c.name
-	if err := c.life.asks(ctx, op); err != nil {
+	if err := c.asks(ctx, c.life, "commit"); err != nil {
 		return txn.Unknown, err
 	}
+	op := "commit at " + c.name
+	if n := c.life.nth("late " + op); c.lates && c.w.strikes(c.w.chaos.dbLate, c.life.name, op, n, "late") {
+		late = true
+		c.w.later(c.w.tardiness(c.life.name, op, n), func() { c.commits(); c.end() })
+		return txn.Unknown, errAway
+	}
+	c.commits()
+	if err := c.life.hears(op); err != nil {
+		return txn.Unknown, err
+	}
+	return txn.Committed, nil
+}
+
+// commits is what the server does.
+func (c *conn) commits() {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	for _, name := range c.unique {
 		if !strings.HasPrefix(name, lockRow) {
 			c.database.unique[name] = nil
@@ -223,19 +301,24 @@ func (c *conn) Commit(ctx context.Context, stmts []txn.Statement, _ time.Duratio
 		c.w.outbox.InsertAt(r.pos, r.entry)
 		c.w.committed(r.entry)
 	}
+	c.apply()
 	if c.commit != nil {
 		c.commit(c.effects)
 	}
-	c.mu.Unlock()
-	if err := c.life.hears(op); err != nil {
-		return txn.Unknown, err
-	}
-	return txn.Committed, nil
 }
 
 func (c *conn) Rollback(context.Context) error {
-	c.end()
+	c.hangUp()
 	return nil
+}
+
+// hangUp ends a transaction that did not commit. What a dead process has left open the server notices some time later.
+func (c *conn) hangUp() {
+	if c.life.over() && !c.w.healed() {
+		c.w.later(time.Duration(c.w.fate(8000, c.life.name, "noticed"))*time.Millisecond, c.end)
+		return
+	}
+	c.end()
 }
 
 func (c *conn) end() {
@@ -246,6 +329,7 @@ func (c *conn) end() {
 				delete(c.database.unique, name)
 			}
 		}
+		c.unlock()
 		c.mu.Unlock()
 		close(c.ended)
 	})

@@ -101,15 +101,16 @@ func (w *world) tells(msg *message.Message) {
 	if w.keys == nil {
 		return
 	}
-	c, err := confirmation.Parse(msg.Payload)
-	require.NoError(w, err)
 	w.keys.mu.Lock()
 	defer w.keys.mu.Unlock()
-	switch {
-	case msg.Metadata[forgery] != "":
-		w.keys.forged++
-	case time.Since(w.began) >= w.keys.obsolete && !c.SignedBy(w.keys.new):
-		w.keys.stale++
+	for _, c := range confirmation.ParseAll(msg.Payload, nil) {
+		require.NoError(w, c.Err)
+		switch {
+		case msg.Metadata[forgery] != "":
+			w.keys.forged++
+		case time.Since(w.began) >= w.keys.obsolete && !c.SignedBy(w.keys.new):
+			w.keys.stale++
+		}
 	}
 }
 

@@ -14,8 +14,11 @@ import (
 // chaos is how often what goes wrong, in 1000.
 type chaos struct {
 	seed uint64
-	// Of each operation on a database: it fails, it is done and the reply is lost, it takes long.
-	dbFails, dbLost, dbSlow int
+	// Of each operation on a database: it fails, it is done and the reply is lost, it takes long; a COMMIT that is given
+	// up arrives later.
+	dbFails, dbLost, dbSlow, dbLate int
+	// From when to when a database is away, by its name.
+	away map[string][2]time.Duration
 	// Of each publish: refused, not reached, stored and the reply is lost.
 	refuses, unreached, unanswered int
 	// Of each copy on its way to a group: lost, doubled, late. Only of topics whose messages are confirmed.
@@ -26,6 +29,11 @@ type chaos struct {
 	handlerFails, handlerBroken int
 	// Lives: a process dies at one of this many of its first steps; 0 for never.
 	dies int
+	// Of each step of who sells or checks back: it stands still and notices nothing, it takes its time.
+	freezes, dawdles int
+	// Of each call of a business without SQL: not reached, done and not heard, done later. Of each question to it: no
+	// answer, or nonsense.
+	callFails, callLost, callLate, nonsense int
 }
 
 // fate draws a number below n that depends on nothing but the seed and the parts.
@@ -54,6 +62,8 @@ type life struct {
 	name   string
 	ctx    context.Context
 	cancel context.CancelFunc
+	// freezes is set if it may stand still for longer than any of its deadlines. A round trip to a database takes its time.
+	freezes bool
 
 	mu    sync.Mutex
 	steps map[string]int
@@ -102,6 +112,14 @@ func (l *life) step(what string) (n int, err error) {
 	return l.steps[what], nil
 }
 
+// nth counts.
+func (l *life) nth(what string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.steps[what]++
+	return l.steps[what]
+}
+
 func (l *life) over() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -113,6 +131,16 @@ func (l *life) asks(ctx context.Context, op string) error {
 	n, err := l.step(op)
 	if err != nil {
 		return err
+	}
+	if l.freezes {
+		took := time.Millisecond
+		if l.w.strikes(l.w.chaos.freezes, l.name, op, n, "freezes") {
+			took = l.w.tardiness(l.name, op, n, "freezes")
+		}
+		time.Sleep(took)
+		if l.over() {
+			return errDead
+		}
 	}
 	if l.w.strikes(l.w.chaos.dbFails, l.name, op, n, "fails") {
 		return errAway

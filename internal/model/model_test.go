@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,6 +23,10 @@ import (
 // goroutines run at the same moment is not, and neither is the jitter of waits.
 const again = 50
 
+func show(t *testing.T) {
+	seen.Range(func(k, v any) bool { t.Log(k, v.(*atomic.Int64).Load()); return true })
+}
+
 func TestWhateverGoesWrongNothingIsLostInventedDoubledOrUntold(t *testing.T) {
 	first, seeds := uint64(1), 150
 	if testenv.Full() {
@@ -33,6 +38,7 @@ func TestWhateverGoesWrongNothingIsLostInventedDoubledOrUntold(t *testing.T) {
 		require.NoError(t, err)
 		first, seeds, each = seed, 1, again
 	}
+	t.Cleanup(func() { show(t) })
 	t.Run("seeds", func(t *testing.T) {
 		for n := range runtime.GOMAXPROCS(0) {
 			t.Run(fmt.Sprint(n), func(t *testing.T) {
@@ -55,6 +61,11 @@ func TestWhateverGoesWrongNothingIsLostInventedDoubledOrUntold(t *testing.T) {
 func (w *world) run() {
 	w.Cleanup(func() {
 		if w.Failed() {
+			for _, d := range w.halves.deals {
+				for _, text := range d.history {
+					w.Log(text)
+				}
+			}
 			w.Logf("seed %d failed: MILLRACE_SEED=%d go test -run %s ./internal/model", w.chaos.seed, w.chaos.seed, "TestWhateverGoesWrong")
 		}
 	})
@@ -73,13 +84,28 @@ func (w *world) run() {
 		work.Go(func() { w.rotate(ctx) })
 		work.Go(func() { w.forge(ctx) })
 	}
+	tries, sold := w.offer(ctx, &work)
+	for n := range 2 {
+		w.live(ctx, &work, fmt.Sprint("seller", n), func(l *life) { w.sell(l, box, tries) })
+	}
+	for n := range w.halves.replicas {
+		w.live(ctx, &work, fmt.Sprint("check-back", n), func(l *life) { w.checkBack(l, box, n) })
+	}
+	w.live(ctx, &work, "operator", func(l *life) { w.decide(l, box) })
 	produced := w.produce(ctx, &work, box)
 
 	time.Sleep(w.lasts)
 	<-produced
+	<-sold
 	for end := time.Now().Add(30 * time.Minute); !w.atRest(); time.Sleep(time.Second) {
 		if time.Now().After(end) {
 			w.Errorf("it does not come to rest: %v", w.unrest())
+			w.business.mu.Lock()
+			for id, r := range w.business.tables["millrace_half"].rows {
+				w.Logf("%s now %d: %+v deal %+v lock %v", id, w.business.now(), r, w.halves.byID[id], w.business.tables["millrace_half"].locks[id])
+			}
+			w.business.mu.Unlock()
+			w.Logf("%+v", w.halves)
 			break
 		}
 	}
@@ -106,7 +132,7 @@ func (w *world) unrest() (all []string) {
 			all = append(all, d.ID+" is to be replayed")
 		}
 	}
-	return all
+	return append(all, w.undecided()...)
 }
 
 // look checks what must be true in the end.
@@ -140,6 +166,7 @@ func (w *world) look() {
 		w.lookAt(id, state[id], wrong)
 	}
 	w.lookAtKeys(wrong)
+	w.lookAtHalves(wrong)
 	// I2: no ghosts.
 	for _, id := range append(slices.Clone(b.first), w.hooked...) {
 		if w.sequence[id] == 0 {

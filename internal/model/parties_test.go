@@ -2,6 +2,7 @@ package model_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -147,11 +148,22 @@ func (w *world) forward(l *life, box *outbox.Box) {
 	_ = fwd.Run(l.ctx) // what it says about its end is of no interest: it is dead
 }
 
-// confirmed is the part of the producer that hears the confirmations.
+// confirmed is the part of the producer that hears the confirmations: one by one, also those that travelled together.
 func (w *world) confirmed(l *life) {
 	w.broker.consume(l.ctx, l, producer, func(msg *message.Message) error {
 		w.tells(msg)
-		return w.outbox.Confirmations(msg)
+		var said []json.RawMessage
+		if json.Unmarshal(msg.Payload, &said) != nil { // one alone is no array
+			said = []json.RawMessage{json.RawMessage(msg.Payload)}
+		}
+		for _, one := range said {
+			m := message.NewMessage(msg.UUID, message.Payload(one))
+			m.SetContext(msg.Context())
+			if err := w.outbox.Confirmations(m); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 

@@ -20,7 +20,13 @@ func (w *world) gate(ctx context.Context, op string) error {
 	if l == nil {
 		return nil // the test itself
 	}
-	return l.asks(ctx, op)
+	if err := l.asks(ctx, op); err != nil {
+		return err
+	}
+	if w.away(w.business.name) {
+		return errAway
+	}
+	return nil
 }
 
 // in gives a context the life of this forwarder: some work is finished in contexts of its own.

@@ -52,6 +52,8 @@ type world struct {
 	records   *dedup.Memory
 	business  *database
 	consumers *database
+	shop      *database // of a business that is not where the outbox is
+	halves    halves
 	keys      *keys // nil: nobody signs
 
 	mu       sync.Mutex
@@ -64,17 +66,27 @@ type world struct {
 	poisoned map[string]int            // the latest sending that was given up, by group and id
 	wrongs   []string                  // what was seen on the way that must not be
 	replays  int
+	pending  int // what will still be done, of what was given up
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
 	w := &world{
-		T: t, chaos: chaos{seed: seed}, began: time.Now(), records: new(dedup.Memory), outbox: outboxtest.NewMemory(),
+		T: t, chaos: chaos{seed: seed, away: map[string][2]time.Duration{}}, began: time.Now(), records: new(dedup.Memory), outbox: outboxtest.NewMemory(),
 		sequence: map[string]int{}, keyOf: map[string]string{}, topicOf: map[string]string{},
 		applied: map[string]map[string]int{withInbox: {}, withRecords: {}}, windows: map[string]int{}, poisoned: map[string]int{},
 	}
+	w.business = w.newDatabase("business", nil)
+	w.business.lates, w.business.changed, w.business.refuses = true, w.turned, w.wasForgotten
+	w.shop = w.newDatabase("shop", func(effects []string) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, id := range effects {
+			w.happens(w.deal(id))
+		}
+	})
+	w.shop.lates, w.shop.changed = true, w.barrier
 	w.choose()
 	w.broker = newBroker(w, map[string][]string{orders: groups, plain: groups, confirmations: {producer}})
-	w.business = w.newDatabase("business", nil)
 	w.consumers = w.newDatabase("consumers", func(effects []string) {
 		for _, id := range effects {
 			w.effect(withInbox, id)
@@ -98,14 +110,14 @@ func (w *world) confirming() outbox.Confirming {
 func (w *world) choose() {
 	pick := func(what string, most int) int { return w.fate(most+1, "choose", what) }
 	c := &w.chaos
-	kind := pick("kind", 9)
+	kind := pick("kind", 11)
 	some := func(kinds ...int) bool {
 		for _, k := range kinds {
 			if k == kind {
 				return true
 			}
 		}
-		return kind > 5
+		return kind > 6
 	}
 	w.quiet = kind == 0
 	if some(1) {
@@ -134,6 +146,7 @@ func (w *world) choose() {
 	}
 	w.lasts = time.Duration(20+pick("lasts", 60)) * time.Second
 	w.mended = time.Duration(pick("mended", int(w.lasts/time.Second))) * time.Second
+	w.chooseHalves(pick, some)
 	if pick("signed", 2) == 0 {
 		var at [3]time.Duration
 		for n := range at {
@@ -155,6 +168,9 @@ func (w *world) unroutable(id string) bool {
 func (w *world) committed(e outboxtest.Entry) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.sequence[e.ID] > 0 {
+		w.wrong("%s was given to the outbox twice", e.ID)
+	}
 	w.sequence[e.ID], w.keyOf[e.ID], w.topicOf[e.ID] = len(w.sequence)+1, e.Key, e.Topic
 }
 
@@ -199,18 +215,19 @@ func (w *world) gaveUp(l *life, m *message.Message) {
 	w.poisoned[name] = max(w.poisoned[name], confirmation.Answered(m.Metadata))
 }
 
-// confirms looks at a confirmation on its way: what is done has had its effect, and what failed was put aside.
+// confirms looks at confirmations on their way: what is done has had its effect, and what failed was put aside.
 func (w *world) confirms(m *message.Message) {
-	c, err := confirmation.Parse(m.Payload)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	switch {
-	case err != nil:
-		w.wrongs = append(w.wrongs, err.Error())
-	case c.Outcome == confirmation.Done && w.applied[c.Group][c.ID] == 0:
-		w.wrongs = append(w.wrongs, c.Group+" confirmed "+c.ID+" before it took effect")
-	case c.Outcome == confirmation.Failed && w.poisoned[c.Group+"/"+c.ID] < c.Sending:
-		w.wrongs = append(w.wrongs, c.Group+" gave up "+c.ID+" before it was put aside")
+	for _, c := range confirmation.ParseAll(m.Payload, nil) {
+		switch {
+		case c.Err != nil:
+			w.wrongs = append(w.wrongs, c.Err.Error())
+		case c.Outcome == confirmation.Done && w.applied[c.Group][c.ID] == 0:
+			w.wrongs = append(w.wrongs, c.Group+" confirmed "+c.ID+" before it took effect")
+		case c.Outcome == confirmation.Failed && w.poisoned[c.Group+"/"+c.ID] < c.Sending:
+			w.wrongs = append(w.wrongs, c.Group+" gave up "+c.ID+" before it was put aside")
+		}
 	}
 }
 

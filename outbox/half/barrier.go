@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/millrace-go/millrace/internal/dberr"
 	"github.com/millrace-go/millrace/internal/txn"
@@ -150,6 +149,3 @@ func (m *Messages) purge(ctx context.Context, p txn.Pool, text map[txn.Dialect]s
 		}
 	}
 }
-
-// believed reports whether a tombstone still proves something about a message of this age.
-func (m *Messages) believed(age time.Duration) bool { return age < m.cfg.Retention/2 }

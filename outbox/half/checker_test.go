@@ -56,14 +56,16 @@ func TestAMessageThatItsCheckerCalledRolledBackIsRevivedByACommit(t *testing.T) 
 			OnRevived: func(_ context.Context, i half.Info) { revived.Store(&i) },
 		})
 		require.NoError(s, m.Prepare(s.Context(), "orders", msg("m")))
-		s.run(m)
+		stop := s.run(m)
 		s.awaits(m, "m", half.Ended)
+		stop() // it would end the next one while that is prepared
 		require.Zero(s, s.sent("m"))
 		require.NoError(s, m.Commit(s.Context(), "m"))
 		require.Equal(s, 1, s.sent("m"))
 		require.Equal(s, "m", revived.Load().ID)
 
 		require.NoError(s, m.Prepare(s.Context(), "orders", msg("n")))
+		s.run(m)
 		s.awaits(m, "n", half.Ended)
 		require.NoError(s, m.Rollback(s.Context(), "n"))
 		require.ErrorIs(s, m.Commit(s.Context(), "n"), half.ErrRolledBack, "after the producer's own word")

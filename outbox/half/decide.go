@@ -63,7 +63,8 @@ func (m *Messages) Rollback(ctx context.Context, id string) error {
 	return nil
 }
 
-// end drops a message. What a checker ended keeps its content.
+// end drops a message. What a checker ended keeps its content. The age of one that is dropped for its tombstone is looked
+// at here, after the tombstone was written: whoever did that may have stood still before.
 func (m *Messages) end(ctx context.Context, id, reason string) error {
 	return txn.Run(ctx, m.pool, txn.Options{}, func(ctx context.Context, tx *txn.Tx) error {
 		h, err := m.load(ctx, tx, tx.Dialect(), id, forUpdate(tx.Dialect()))
@@ -74,6 +75,8 @@ func (m *Messages) end(ctx context.Context, id, reason string) error {
 			return ErrCommitted
 		case h.State == Ended && h.Reason != reasonChecker:
 			return nil
+		case reason == reasonTombstone && h.age >= m.cfg.Retention/2:
+			return errTooOld
 		}
 		return decided(ctx, tx, id, Ended, reason, reason != reasonChecker)
 	})

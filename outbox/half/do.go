@@ -26,7 +26,10 @@ func (m *Messages) Do(ctx context.Context, topic string, msg *message.Message, f
 	}
 	err := fn(ctx)
 	fault.Point("half.after_local")
-	return m.finish(ctx, msg.UUID, err, errors.As(err, new(*nothingDone)))
+	if errors.As(err, new(*nothingDone)) {
+		return m.finish(ctx, msg.UUID, err, m.Rollback)
+	}
+	return m.finish(ctx, msg.UUID, err, nil)
 }
 
 // InTx stores msg, runs fn in a transaction of db whose first write is the witness, and lets the message go
@@ -52,12 +55,28 @@ func InTx[T any](ctx context.Context, m *Messages, db millrace.TxDB[T], topic st
 		return fn(ctx, tx)
 	}, options...)
 	fault.Point("half.after_local")
-	return m.finish(ctx, msg.UUID, err, err != nil && !errors.As(err, new(*millrace.UnknownOutcomeError)))
+	if errors.As(err, new(*millrace.UnknownOutcomeError)) {
+		return m.finish(ctx, msg.UUID, err, nil)
+	}
+	return m.finish(ctx, msg.UUID, err, func(ctx context.Context, id string) error { return m.settle(ctx, db.TxnPool(), id) })
 }
 
-// finish decides about the message, if it can be decided. Whatever becomes of that, the caller hears
-// what became of its own work.
-func (m *Messages) finish(ctx context.Context, id string, err error, definite bool) error {
+// settle decides about a message whose local transaction has failed. Another one may not have: that of an earlier call
+// with the same message, whose answer was lost, or which is open still. The tombstone tells.
+func (m *Messages) settle(ctx context.Context, witnesses txn.Pool, id string) error {
+	verdict, err := bury(ctx, witnesses, id)
+	switch {
+	case err != nil:
+		return err
+	case verdict == WasCommitted:
+		return m.Commit(ctx, id)
+	}
+	return m.end(ctx, id, reasonTombstone)
+}
+
+// finish decides about the message, if it can be decided; fail does if there is an error. Whatever becomes of that, the
+// caller hears what became of its own work.
+func (m *Messages) finish(ctx context.Context, id string, err error, fail func(ctx context.Context, id string) error) error {
 	ctx = context.WithoutCancel(ctx)
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.CheckTimeout)
 	defer cancel()
@@ -65,8 +84,8 @@ func (m *Messages) finish(ctx context.Context, id string, err error, definite bo
 	switch {
 	case err == nil:
 		left = m.Commit(ctx, id)
-	case definite:
-		left = m.Rollback(ctx, id)
+	case fail != nil:
+		left = fail(ctx, id)
 	}
 	if left != nil {
 		m.log.WarnContext(ctx, "half message left to the check-back", "id", id, "error", left)

@@ -23,14 +23,15 @@ type stored struct {
 }
 
 const columns = `id, topic, state, reason, witness, callback, max_age, checks, claim, last_error, digest,
-	{micros prepared_at}, COALESCE({micros decided_at}, 0)`
+	{micros prepared_at}, COALESCE({micros decided_at}, 0), {age prepared_at}`
 
 func scan(row txn.Scanner, s *stored) error {
 	var state string
-	var prepared, decided int64
+	var prepared, decided, age int64
 	err := row.Scan(&s.ID, &s.Topic, &state, &s.Reason, &s.Witness, &s.callback, &s.maxAge, &s.Checks, &s.claim,
-		&s.LastError, &s.digest, &prepared, &decided)
+		&s.LastError, &s.digest, &prepared, &decided, &age)
 	s.State, s.PreparedAt, s.DecidedAt = State(state), fromMicros(prepared), fromMicros(decided)
+	s.age = time.Duration(age) * time.Microsecond
 	return err
 }
 
