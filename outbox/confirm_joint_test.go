@@ -254,3 +254,42 @@ func TestManyHandlersOfConfirmationsAtOnceDoNotWaitForEachOther(t *testing.T) {
 		}
 	})
 }
+
+// The forwarder has locked what it sends again, and who judges it has to wait for that and for nothing that is waited for.
+func TestAFailureThatComesWhileItsMessageIsSentAgainMeetsNoDeadlock(t *testing.T) {
+	eachAwaiting(t, outbox.Policy{Deadline: time.Millisecond, MaxAttempts: 1000}, outbox.Confirming{PerSecond: 1e6}, func(a *awaiting) {
+		n, rounds := 50, 2
+		if testenv.Full() {
+			rounds = 50
+		}
+		for round := range rounds {
+			var ids []string
+			for i := range n {
+				ids = append(ids, fmt.Sprint("r", round, "m", i))
+			}
+			a.publish(ids...)
+			a.send()
+			var handlers sync.WaitGroup
+			for part := range slices.Chunk(ids, n/5) {
+				handlers.Go(func() {
+					for _, id := range part {
+						w := word("billing", confirmation.Failed, id)
+						w.Sending = 1
+						if err := a.box.Confirmations(a.joint(w)); err != nil {
+							a.Error(err)
+						}
+					}
+				})
+			}
+			handlers.Go(func() {
+				for range 10 {
+					if _, err := a.store.Promote(a.Context(), a.all()); err != nil {
+						a.Error(err)
+					}
+				}
+			})
+			handlers.Wait()
+			a.send()
+		}
+	})
+}

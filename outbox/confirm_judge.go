@@ -45,8 +45,15 @@ func (u unconfirmed) awaited() confirmation.Awaited {
 // judge looks whether a sent message is done, or has failed, in a transaction of its own: it locks the message, and only then reads
 // its confirmations, in a new statement. Of two that judge at once, one sees what the other did.
 func (b *Box) judge(ctx context.Context, id string) error {
+	seqs, err := b.awaitingSeqs(ctx, []string{id})
+	if err != nil || len(seqs) == 0 {
+		return err
+	}
 	return b.within(ctx, "judge", func(ctx context.Context, h hand) error {
-		all, err := h.unconfirmed(ctx, `id = $1`+h.wait(), id)
+		all, damaged, err := h.lockAwaiting(ctx, seqs)
+		if err == nil && len(damaged) > 0 {
+			err = fmt.Errorf("%w of sent message %q", errPolicy, id)
+		}
 		if err != nil || len(all) == 0 {
 			return err
 		}

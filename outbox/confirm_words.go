@@ -74,8 +74,11 @@ const (
 // judgeAll is judge for many messages: it locks them, and only then reads their confirmations, in a new statement. It
 // ends what is done, and returns the messages that are to be judged alone.
 func (b *Box) judgeAll(ctx context.Context, group []confirmation.Confirmation) (alone []string, err error) {
-	// A message that is not seen here will be judged by whoever stores that it was sent.
-	seqs, err := b.awaitingSeqs(ctx, group)
+	ids := make([]string, len(group))
+	for i, c := range group {
+		ids[i] = c.ID
+	}
+	seqs, err := b.awaitingSeqs(ctx, ids)
 	if err != nil || len(seqs) == 0 {
 		return nil, err
 	}
@@ -86,10 +89,6 @@ func (b *Box) judgeAll(ctx context.Context, group []confirmation.Confirmation) (
 		}
 		if alone = damaged; len(all) == 0 {
 			return nil
-		}
-		ids := make([]string, len(all))
-		for i, u := range all {
-			ids[i] = u.ref.ID
 		}
 		words, err := h.words(ctx, ids)
 		if err != nil {
@@ -114,12 +113,9 @@ func (b *Box) judgeAll(ctx context.Context, group []confirmation.Confirmation) (
 	return alone, err
 }
 
-// awaitingSeqs are the sent messages that the confirmations are about.
-func (b *Box) awaitingSeqs(ctx context.Context, group []confirmation.Confirmation) (seqs []int64, err error) {
-	var ids []string
-	for _, c := range group {
-		ids = append(ids, c.ID)
-	}
+// awaitingSeqs are the sent messages with these ids that await confirmations. One that is not seen here will be judged by
+// whoever stores that it was sent.
+func (b *Box) awaitingSeqs(ctx context.Context, ids []string) (seqs []int64, err error) {
 	err = b.store.query(ctx, "judge", `SELECT seq {from millrace_sent millrace_sent_id} WHERE state = 'sent' AND keep = 2 AND id IN (`+params(len(ids))+`)`,
 		anyOf(ids), func(row txn.Scanner) error {
 			var seq int64
@@ -130,9 +126,9 @@ func (b *Box) awaitingSeqs(ctx context.Context, group []confirmation.Confirmatio
 	return seqs, err
 }
 
-// lockAwaiting locks those that are still to be confirmed, in the order of their numbers. By these alone: MySQL locks each
-// index that it looks into, and who deletes a message would wait for that, with the message itself locked. Damaged are
-// the ids of those whose policy cannot be read.
+// lockAwaiting locks those that still await confirmations, in the order of their numbers, and waits for who has them
+// locked. It looks by these alone: MySQL locks the entry of an index, and then waits for the message, while who has that
+// and deletes it waits for the entry. Damaged are the ids of those whose policy cannot be read.
 func (h hand) lockAwaiting(ctx context.Context, seqs []int64) (all []unconfirmed, damaged []string, err error) {
 	err = h.ask(ctx, `SELECT `+unconfirmedColumns+` {from millrace_sent PRIMARY} WHERE state = 'sent' AND keep = 2
 			AND seq IN (`+params(len(seqs))+`) ORDER BY seq`+h.wait(), anyOf(seqs), func(row txn.Scanner) error {
