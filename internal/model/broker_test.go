@@ -37,7 +37,7 @@ func newBroker(w *world, groups map[string][]string) *broker {
 	}
 	for _, all := range groups {
 		for _, g := range all {
-			b.queues[g] = make(chan *message.Message, 100_000)
+			b.queues[g] = make(chan *message.Message, 10_000)
 		}
 	}
 	return b

@@ -35,7 +35,7 @@ func (w *world) order(l *life, d *deal) error {
 		w.mu.Lock()
 		d.coming++
 		w.mu.Unlock()
-		saw("done later")
+		saw(sawLate)
 		w.later(w.tardiness(name), func() {
 			_ = w.does(d)
 			w.mu.Lock()
@@ -100,7 +100,7 @@ func (w *world) checker(l *life) half.Checker {
 		if !w.strikes(w.chaos.nonsense, name, "nonsense") {
 			return w.finds(d), nil
 		}
-		saw("nonsense of a checker")
+		saw(sawNonsense)
 		switch w.fate(7, name, "which") {
 		case 0:
 			return half.Unknown, errAway
@@ -166,7 +166,7 @@ func (w *world) answer(conn net.Conn, name string) {
 	case !w.strikes(w.chaos.nonsense, name, "nonsense"):
 		text += fmt.Sprintf(`{"verdict":%q}`, word(w.finds(d)))
 	default:
-		saw("nonsense over HTTP")
+		saw(sawBadReply)
 		switch w.fate(8, name, "which") {
 		case 0:
 			text = "HTTP/1.1 404 Not Found\r\n\r\n" + committed

@@ -62,8 +62,9 @@ type life struct {
 	name   string
 	ctx    context.Context
 	cancel context.CancelFunc
-	// freezes is set if it may stand still for longer than any of its deadlines. A round trip to a database takes its time.
-	freezes bool
+	// frail is set if it may stand still for longer than any of its deadlines, and dies young. A round trip to a database
+	// takes its time.
+	frail bool
 
 	mu    sync.Mutex
 	steps map[string]int
@@ -84,6 +85,14 @@ func (w *world) born(ctx context.Context, party string, n int) *life {
 		l.left = 1 + w.fate(w.chaos.dies, l.name, "dies")
 	}
 	return l
+}
+
+// weaken makes a process frail that is there for half messages.
+func (l *life) weaken() {
+	l.frail = true
+	if l.left > 0 {
+		l.left = 1 + l.left%80
+	}
 }
 
 type lifeKey struct{}
@@ -132,9 +141,10 @@ func (l *life) asks(ctx context.Context, op string) error {
 	if err != nil {
 		return err
 	}
-	if l.freezes {
+	if l.frail {
 		took := time.Millisecond
 		if l.w.strikes(l.w.chaos.freezes, l.name, op, n, "freezes") {
+			saw(sawFrozen)
 			took = l.w.tardiness(l.name, op, n, "freezes")
 		}
 		time.Sleep(took)
@@ -145,7 +155,11 @@ func (l *life) asks(ctx context.Context, op string) error {
 	if l.w.strikes(l.w.chaos.dbFails, l.name, op, n, "fails") {
 		return errAway
 	}
-	if l.w.strikes(l.w.chaos.dbSlow, l.name, op, n, "slow") {
+	slow := l.w.chaos.dbSlow
+	if l.frail { // its transactions are short, and few: else others would not come between their steps
+		slow *= 10
+	}
+	if l.w.strikes(slow, l.name, op, n, "slow") {
 		backoff.Sleep(ctx, time.Duration(l.w.fate(8000, l.name, op, n, "how slow"))*time.Millisecond)
 		if l.over() {
 			return errDead

@@ -151,14 +151,15 @@ func (w *world) forward(l *life, box *outbox.Box) {
 // confirmed is the part of the producer that hears the confirmations: one by one, also those that travelled together.
 func (w *world) confirmed(l *life) {
 	w.broker.consume(l.ctx, l, producer, func(msg *message.Message) error {
-		w.tells(msg)
 		var said []json.RawMessage
 		if json.Unmarshal(msg.Payload, &said) != nil { // one alone is no array
 			said = []json.RawMessage{json.RawMessage(msg.Payload)}
 		}
 		for _, one := range said {
 			m := message.NewMessage(msg.UUID, message.Payload(one))
+			m.Metadata = msg.Metadata
 			m.SetContext(msg.Context())
+			w.tells(m) // now: the keys may change between two of them
 			if err := w.outbox.Confirmations(m); err != nil {
 				return err
 			}

@@ -77,9 +77,9 @@ func TestATombstoneIsNotBelievedIfItWasWrittenTooLate(t *testing.T) {
 			"orders": paused{s.biz.TxnBeginner(), func() {
 				s.age(s.outRaw, s.outDriver, "millrace_half", "prepared_at")
 				s.age(s.bizRaw, s.bizName, "millrace_barrier", "created_at")
-				n, err := before.Purge(s.Context())
-				require.NoError(s, err)
-				require.EqualValues(s, 1, n)
+				if n, err := before.Purge(s.Context()); n != 1 || err != nil {
+					s.Errorf("purged %d: %v", n, err)
+				}
 			}},
 		}})
 		s.run(m)

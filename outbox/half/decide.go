@@ -54,8 +54,8 @@ func (m *Messages) commit(ctx context.Context, id string) (revived *Info, err er
 	return revived, err
 }
 
-// Rollback drops a message for good. The caller knows that the local transaction can never commit. To
-// roll back again is no error; one that was committed is ErrCommitted.
+// Rollback drops a message for good. The caller knows that the local transaction can never commit, nor can that of an
+// earlier try with the same message. To roll back again is no error; one that was committed is ErrCommitted.
 func (m *Messages) Rollback(ctx context.Context, id string) error {
 	if err := m.end(ctx, id, reasonRolledBack); err != nil {
 		return fmt.Errorf("half: rollback: %w", err)

@@ -36,6 +36,9 @@ func (m *Messages) Do(ctx context.Context, topic string, msg *message.Message, f
 // if that commits. Nobody has to write a checker. A crash at any point leaves the message to the
 // check-back: it is sent if, and only if, the transaction committed.
 //
+// It may be called again with the same message, also while an earlier call is not over: one transaction of them commits
+// at most. So one that fails drops the message only if it wins the tombstone.
+//
 // db is one of Config.Witnesses and not the outbox's. Options are those of millrace.InTx, and so are the
 // errors; Retries runs fn again. It is refused inside of a transaction of db, which would end later.
 func InTx[T any](ctx context.Context, m *Messages, db millrace.TxDB[T], topic string, msg *message.Message,
@@ -94,7 +97,7 @@ func (m *Messages) finish(ctx context.Context, id string, err error, fail func(c
 }
 
 // NothingDone marks an error of a local transaction as definite: nothing of it remains, and it can never
-// commit. Do then drops the message at once.
+// commit, nor can that of an earlier call with the same message. Do then drops the message at once.
 func NothingDone(err error) error {
 	if err == nil {
 		return nil
