@@ -119,6 +119,9 @@ func (f *Forwarder) Run(ctx context.Context) error {
 	}
 }
 
+// retainAfter is how long the outbox is left to forwarding at the start: what waits there comes first.
+const retainAfter = 2 * time.Second
+
 // retain has the outbox forget what it has kept for long enough, beside everything else. Each replica may do
 // so: every row is deleted by one of them.
 func (f *Forwarder) retain(ctx context.Context) (stop func()) {
@@ -132,6 +135,9 @@ func (f *Forwarder) retain(ctx context.Context) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		if !backoff.Sleep(ctx, retainAfter) {
+			return
+		}
 		_ = keeper.RunRetention(ctx) // it logs what fails, and tries again
 	}()
 	return func() {
@@ -142,13 +148,21 @@ func (f *Forwarder) retain(ctx context.Context) (stop func()) {
 
 // preflight says at once whether Run would end because something is set up wrongly.
 func (f *Forwarder) preflight(ctx context.Context) error {
-	if err := f.checkPublishers(ctx); err != nil {
-		return err
+	wrong, _ := f.look(ctx)
+	return wrong
+}
+
+// look looks at the publishers and at the outbox, both at once. Wrong is all that is set up wrongly, missing why the outbox
+// cannot be worked on yet.
+func (f *Forwarder) look(ctx context.Context) (wrong, missing error) {
+	publishers := make(chan error, 1)
+	go func() { publishers <- f.checkPublishers(ctx) }()
+	missing = f.checkOutbox(ctx)
+	wrong = <-publishers
+	if outbox.IsSetup(missing) {
+		wrong = errors.Join(wrong, missing)
 	}
-	if err := f.checkOutbox(ctx); outbox.IsSetup(err) {
-		return fmt.Errorf("forwarder: check the outbox: %w", err)
-	}
-	return nil
+	return wrong, missing
 }
 
 // checkBackoff is the pause between looks at an outbox that cannot be reached.
@@ -156,22 +170,20 @@ var checkBackoff = backoff.Policy{Base: 250 * time.Millisecond, Max: 5 * time.Se
 
 // check waits until the outbox can be worked on. Its error is a setup that no waiting mends.
 func (f *Forwarder) check(ctx context.Context) error {
-	if err := f.checkPublishers(ctx); err != nil {
-		return err
+	wrong, err := f.look(ctx)
+	if wrong != nil {
+		return wrong
 	}
-	for tries := 1; ; tries++ {
-		err := f.checkOutbox(ctx)
-		switch {
-		case err == nil || ctx.Err() != nil:
-			return nil
-		case outbox.IsSetup(err):
-			return fmt.Errorf("forwarder: check the outbox: %w", err)
-		}
+	for tries := 1; err != nil && ctx.Err() == nil; tries++ {
 		f.cfg.Logger.WarnContext(ctx, "outbox not reached, trying on", "error", err, "tries", tries)
 		if !backoff.Sleep(ctx, checkBackoff.Delay(tries)) {
 			return nil
 		}
+		if err = f.checkOutbox(ctx); outbox.IsSetup(err) {
+			return err
+		}
 	}
+	return nil
 }
 
 // checkTimeout bounds one look at the outbox: a database that does not answer at all is to be heard of.
@@ -180,7 +192,11 @@ const checkTimeout = 30 * time.Second
 func (f *Forwarder) checkOutbox(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	return f.src.Store().Check(ctx)
+	err := f.src.Store().Check(ctx)
+	if outbox.IsSetup(err) {
+		return fmt.Errorf("forwarder: check the outbox: %w", err)
+	}
+	return err
 }
 
 // checkPublishers asks the publishers that can be asked. One that cannot be reached is waited for while

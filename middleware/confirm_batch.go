@@ -20,14 +20,21 @@ type batchPublisher interface {
 	PublishBatch(ctx context.Context, topics []string, msgs []*message.Message) []error
 }
 
-// confirmFlights is how many calls of the publisher may be under way.
-const confirmFlights = 2
+// confirmFlights is how many calls of the publisher may be under way while messages wait for them: two, so that none waits
+// for two of them. In the background, where nobody waits, it is one, and what gathers for backgroundLinger travels
+// with it: the fewer messages, the less a confirmation costs.
+const (
+	confirmFlights   = 2
+	backgroundLinger = 2 * time.Millisecond
+)
 
 // confirmBatches lets confirmations that are made at the same time travel together: those for one topic in one message.
-// One that is alone departs at once; while confirmFlights calls are under way, others gather. There is no timer.
+// One that is alone departs at once, unless there is a linger; while as many calls as may be are under way, others gather.
 type confirmBatches struct {
 	pub     message.Publisher
 	timeout time.Duration // of a call
+	most    int           // calls at a time
+	linger  time.Duration // before a call
 
 	mu      sync.Mutex
 	waiting []*confirmCall
@@ -71,7 +78,7 @@ func (b *confirmBatches) forget(c *confirmCall) {
 }
 
 func (b *confirmBatches) depart() {
-	if b.flights < confirmFlights && len(b.waiting) > 0 {
+	if b.flights < b.most && len(b.waiting) > 0 {
 		b.flights++
 		go b.fly()
 	}
@@ -80,7 +87,11 @@ func (b *confirmBatches) depart() {
 // fly makes calls until nobody waits.
 func (b *confirmBatches) fly() {
 	for {
-		runtime.Gosched() // handlers that are about to end come along
+		if b.linger > 0 {
+			time.Sleep(b.linger)
+		} else {
+			runtime.Gosched() // handlers that are about to end come along
+		}
 		flight := b.board()
 		if len(flight) == 0 {
 			return

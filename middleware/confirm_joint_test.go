@@ -75,6 +75,13 @@ func (f inBatches) PublishBatch(ctx context.Context, topics []string, msgs []*me
 	return f.take(ctx, topics, msgs)
 }
 
+// begun is how many calls there were.
+func (f *flights) begun() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.calls
+}
+
 // members is how many confirmations each message of a topic carries, sorted.
 func (f *flights) members(topic string) (counts []int) {
 	f.mu.Lock()
@@ -121,7 +128,7 @@ func confirming(t *testing.T, h message.HandlerFunc, topic string, ids ...string
 	return func() map[string]error { work.Wait(); return errs }
 }
 
-// underWay has both calls under way that may be: what comes now gathers.
+// underWay has all calls under way that may be: what comes now gathers.
 func underWay(t *testing.T, h message.HandlerFunc) {
 	for _, id := range []string{"1", "2"} {
 		confirming(t, h, "before", id)
@@ -140,11 +147,11 @@ func TestConfirmationsMadeWhileOthersAreUnderWayTravelInOneMessageForEachTopic(t
 	eachFlights(t, func(t *testing.T, f *flights, pub message.Publisher) {
 		h := chain(works, must(t)(middleware.Confirm(middleware.ConfirmConfig{Group: "billing", Publisher: pub})))
 		first := confirming(t, h, "a", "first")
-		require.Equal(t, 1, f.calls, "one that is alone departs at once")
+		require.Equal(t, 1, f.begun(), "one that is alone departs at once")
 		second := confirming(t, h, "a", "second")
-		require.Equal(t, 2, f.calls)
+		require.Equal(t, 2, f.begun())
 		as, bs := confirming(t, h, "a", numbered("a", 50)...), confirming(t, h, "b", numbered("b", 30)...)
-		require.Equal(t, 2, f.calls, "the others gather")
+		require.Equal(t, 2, f.begun(), "the others gather")
 		close(f.gate)
 		for _, results := range []func() map[string]error{first, second, as, bs} {
 			for id, err := range results() {
@@ -273,18 +280,26 @@ func TestConfirmationsInTheBackgroundTravelTogetherAndEachThatIsLostIsLogged(t *
 		h := chain(works, must(t)(middleware.Confirm(middleware.ConfirmConfig{
 			Group: "billing", Publisher: pub, Background: true, Timeout: time.Minute, Logger: slog.New(slog.NewTextHandler(&log, nil)),
 		})))
+		soon := func() { time.Sleep(10 * time.Millisecond); synctest.Wait() }
 		underWay(t, h)
+		require.Zero(t, f.begun(), "they wait a moment for others")
+		soon()
+		require.Equal(t, 1, f.begun(), "and travel together")
 		for id, err := range confirming(t, h, "a", numbered("m", 10)...)() {
 			require.NoError(t, err, id)
 		}
 		time.Sleep(59 * time.Second)
-		close(f.gate)
 		synctest.Wait()
+		require.Equal(t, 1, f.begun(), "one call at a time")
+		close(f.gate)
+		soon()
+		require.Equal(t, []int{2}, f.members("before"))
 		require.Equal(t, []int{10}, f.members("a"))
 		require.Zero(t, log.Len())
 
 		f.gate = make(chan struct{})
 		underWay(t, h)
+		soon()
 		confirming(t, h, "a", numbered("n", 10)...)()
 		time.Sleep(2*time.Minute + time.Second) // each call has its time
 		synctest.Wait()

@@ -125,13 +125,21 @@ func (b *bound) sees(upto int64, losses uint64) {
 	}
 }
 
-// due reports whether a step of the proof is.
+// due reports whether a step of the proof is. The first one is so after a pause, or when hurry says so.
 func (p *proof) due() bool {
-	if time.Since(p.stepped) < boundPause {
+	first := p.stepped.IsZero()
+	if !first && time.Since(p.stepped) < boundPause {
 		return false
 	}
 	p.stepped = time.Now()
-	return true
+	return !first
+}
+
+// hurry makes a step due that waits for its pause.
+func (b *bound) hurry() {
+	b.step.Lock()
+	defer b.step.Unlock()
+	b.stepped = b.stepped.Add(-boundPause)
 }
 
 // holds reports whether there is nothing to prove: no position was drawn since the last proof, and nothing has

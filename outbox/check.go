@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/millrace-go/millrace/internal/migrate"
@@ -13,6 +14,7 @@ import (
 // Check implements Store. It joins the answers, so that all that is wrong is said at once. What is
 // unwise only is logged.
 func (s *sqlStore) Check(ctx context.Context) error {
+	ctx = txn.Once(ctx)
 	d, err := s.dialect(ctx)
 	if err != nil {
 		return err
@@ -85,29 +87,24 @@ type setting struct {
 	remedy string
 }
 
-// checkSettings joins what is wrong with the settings.
-func (s *sqlStore) checkSettings(ctx context.Context, settings []setting) error {
-	values, errs := s.ask(ctx, settings)
+// checkSettings joins what is wrong with the settings. Advice that is not followed can be worked with, and is logged; that it
+// cannot be asked for is no reason not to start.
+func (s *sqlStore) checkSettings(ctx context.Context, settings, advice []setting) error {
+	values, errs := s.ask(ctx, slices.Concat(settings, advice))
 	for i, c := range settings {
 		if errs[i] == nil && !c.ok(values[i]) {
 			errs[i] = &setupError{what: fmt.Sprintf("%s is %q", c.what, values[i]), remedy: c.remedy}
 		}
 	}
-	return errors.Join(errs...)
-}
-
-// warn logs the settings that are not right but can be worked with. One that cannot be asked for is no
-// reason not to start.
-func (s *sqlStore) warn(ctx context.Context, settings []setting) {
-	values, errs := s.ask(ctx, settings)
-	for i, c := range settings {
-		switch {
-		case errs[i] != nil:
-			s.log.DebugContext(ctx, "outbox setting not known", "setting", c.what, "error", errs[i])
-		case !c.ok(values[i]):
-			s.log.WarnContext(ctx, "outbox setting", "setting", c.what, "value", values[i], "remedy", c.remedy)
+	for i, c := range advice {
+		switch value, err := values[len(settings)+i], errs[len(settings)+i]; {
+		case err != nil:
+			s.log.DebugContext(ctx, "outbox setting not known", "setting", c.what, "error", err)
+		case !c.ok(value):
+			s.log.WarnContext(ctx, "outbox setting", "setting", c.what, "value", value, "remedy", c.remedy)
 		}
 	}
+	return errors.Join(errs[:len(settings)]...)
 }
 
 // ask asks for all settings in one statement, for the sake of a server that is far away. Where that fails, because one
@@ -119,11 +116,11 @@ func (s *sqlStore) ask(ctx context.Context, settings []setting) (values []string
 		columns[i], places[i] = "("+c.query+")", &values[i]
 	}
 	all := "SELECT " + strings.Join(columns, ", ")
-	if s.query(ctx, "check", all, nil, func(row txn.Scanner) error { return row.Scan(places...) }) == nil {
+	if s.once(ctx, "check", all, nil, func(row txn.Scanner) error { return row.Scan(places...) }) == nil {
 		return values, errs
 	}
 	for i, c := range settings {
-		errs[i] = s.query(ctx, "check "+c.what, c.query, nil, func(row txn.Scanner) error { return row.Scan(places[i]) })
+		errs[i] = s.once(ctx, "check "+c.what, c.query, nil, func(row txn.Scanner) error { return row.Scan(places[i]) })
 	}
 	return values, errs
 }
@@ -136,17 +133,6 @@ func isNot(bad string) func(string) bool { return func(value string) bool { retu
 
 func (p *postgres) check(ctx context.Context) error {
 	const role = "ALTER ROLE ... SET "
-	p.warn(ctx, []setting{
-		{`SELECT current_setting('synchronous_commit')`, isNot("off"),
-			"synchronous_commit", role + "synchronous_commit = on for every user who publishes" + lostCommits},
-		{fmt.Sprintf(`SELECT count(*) FROM pg_prepared_xacts
-			WHERE database = current_database() AND prepared < clock_timestamp() - %d * interval '1 microsecond'`, micros(p.preparedAge)), is("0"),
-			"transactions prepared more than " + p.preparedAge.String() + " ago", "COMMIT PREPARED or ROLLBACK PREPARED what nobody will end (pg_prepared_xacts): " +
-				"their messages wait, deleted rows cannot be vacuumed, and reads walk over them"},
-		{`SELECT has_sequence_privilege(pg_get_serial_sequence('millrace_outbox', 'pos'), 'SELECT,USAGE')::text`, is("true"),
-			"the privilege to see the last position", "GRANT SELECT ON ALL SEQUENCES IN SCHEMA ... TO the user of the outbox; " +
-				"else reads walk over deleted rows that cannot be vacuumed"},
-	})
 	return p.checkSettings(ctx, []setting{
 		{`SELECT CASE WHEN current_setting('server_version_num')::int >= 140000 THEN 'ok' ELSE current_setting('server_version') END`, is("ok"),
 			"the version of PostgreSQL", "upgrade it to 14 or newer"},
@@ -161,26 +147,31 @@ func (p *postgres) check(ctx context.Context) error {
 		{`SELECT coalesce((SELECT s.seqcache::text FROM pg_sequence s
 			WHERE s.seqrelid = pg_get_serial_sequence('millrace_outbox', 'pos')::regclass), 'missing')`, is("1"),
 			"the CACHE of the sequence of " + p.prefix + "outbox.pos", "ALTER TABLE " + p.prefix + "outbox ALTER COLUMN pos SET CACHE 1: a cache breaks the order of keys"},
+	}, []setting{
+		{`SELECT current_setting('synchronous_commit')`, isNot("off"),
+			"synchronous_commit", role + "synchronous_commit = on for every user who publishes" + lostCommits},
+		{fmt.Sprintf(`SELECT count(*) FROM pg_prepared_xacts
+			WHERE database = current_database() AND prepared < clock_timestamp() - %d * interval '1 microsecond'`, micros(p.preparedAge)), is("0"),
+			"transactions prepared more than " + p.preparedAge.String() + " ago", "COMMIT PREPARED or ROLLBACK PREPARED what nobody will end (pg_prepared_xacts): " +
+				"their messages wait, deleted rows cannot be vacuumed, and reads walk over them"},
+		{`SELECT has_sequence_privilege(pg_get_serial_sequence('millrace_outbox', 'pos'), 'SELECT,USAGE')::text`, is("true"),
+			"the privilege to see the last position", "GRANT SELECT ON ALL SEQUENCES IN SCHEMA ... TO the user of the outbox; " +
+				"else reads walk over deleted rows that cannot be vacuumed"},
 	})
 }
 
 func (d *sqlite) check(ctx context.Context) error {
-	d.warn(ctx, []setting{
+	return d.checkSettings(ctx, []setting{
+		{`PRAGMA journal_mode`, is("wal"), "journal_mode", "open the database with journal_mode WAL (modernc.org/sqlite: ?_pragma=journal_mode(wal))"},
+	}, []setting{
 		{`PRAGMA synchronous`, isNot("0"), "synchronous",
 			"take synchronous(off) away from what opens the database" + lostCommits},
 		{`PRAGMA locking_mode`, is("normal"), "locking_mode",
 			"take locking_mode(exclusive) away, if another process is to publish or to forward"},
 	})
-	return d.checkSettings(ctx, []setting{
-		{`PRAGMA journal_mode`, is("wal"), "journal_mode", "open the database with journal_mode WAL (modernc.org/sqlite: ?_pragma=journal_mode(wal))"},
-	})
 }
 
 func (d *mysql) check(ctx context.Context) error {
-	d.warn(ctx, []setting{
-		{`SELECT CAST(@@innodb_flush_log_at_trx_commit AS CHAR)`, is("1"),
-			"innodb_flush_log_at_trx_commit", "set it to 1" + lostCommits},
-	})
 	return d.checkSettings(ctx, []setting{
 		{`SELECT CASE WHEN VERSION() LIKE '%MariaDB%' THEN
 				CAST(SUBSTRING_INDEX(VERSION(), '.', 1) AS UNSIGNED) * 100 + CAST(SUBSTRING_INDEX(SUBSTRING_INDEX(VERSION(), '.', 2), '.', -1) AS UNSIGNED) >= 1006
@@ -193,5 +184,8 @@ func (d *mysql) check(ctx context.Context) error {
 		{`SELECT CAST(@@read_only + 0 AS CHAR)`, isNot("1"), "read_only", "connect the forwarder to the primary"},
 		{`SELECT CAST(@@auto_increment_increment AS CHAR)`, is("1"), "auto_increment_increment",
 			"set it to 1: positions from several primaries do not keep the order of keys"},
+	}, []setting{
+		{`SELECT CAST(@@innodb_flush_log_at_trx_commit AS CHAR)`, is("1"),
+			"innodb_flush_log_at_trx_commit", "set it to 1" + lostCommits},
 	})
 }

@@ -18,7 +18,8 @@ func PostgresStatements() map[string]string {
 		"look":    {pgLook, `'{1,2,3}'`},
 		"promote": {pgPromote, grants + `, 1000`},
 		"settle":  {pgSettle, grants + `, '{1,2,3}', '{a,b,c}', 3`},
-		"delete":  {pgDelete, grants + `, '{1,2,3}', '{a,b,c}', 3`},
+		"probe":   {deleteText(pgProbe), grants + `, '{1,2,3}', '{a,b,c}', 3`},
+		"walk":    {deleteText(pgWalk), grants + `, '{1,2,3}', '{a,b,c}', 3, 1, 3`},
 		"gone":    {pgGone, `'{1,2,3}', '{a,b,c}'`},
 		"mark":    {pgMark, grants + `, '{1,2,3}', '{a,b,c}'`},
 		"attempt": {pgAttempt, lane + `, 1, ` + row + `, 2`},
@@ -39,7 +40,7 @@ func PostgresStatements() map[string]string {
 func Raise(ctx context.Context, s Store) int64 {
 	p := s.(*sqlStore).found.(*postgres)
 	p.bound.step.Lock()
-	p.bound.stepped = time.Time{}
+	p.bound.stepped = time.Unix(1, 0)
 	p.bound.step.Unlock()
 	p.raise(ctx)
 	at, _ := p.bound.get()

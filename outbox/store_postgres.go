@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/millrace-go/millrace/internal/txn"
@@ -24,6 +25,7 @@ type postgres struct {
 	bound bound
 	along shortcut     // of reads
 	plain shortcut     // of settling
+	first sync.Once    // read
 	parts atomic.Int32 // of how many lanes and topics the rows of the last full read were
 }
 
@@ -147,9 +149,11 @@ const pgRowColumns = `o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.s
 	(extract(epoch FROM o.created_at) * 1000000)::bigint, o.schedule IS NOT NULL`
 
 // A read counts only if the bound has not been lowered meanwhile: rows below it may have become ready
-// just before those that were read, and go ahead of them.
+// just before those that were read, and go ahead of them. The first read has no bound and does not wait for one; those
+// that follow would walk over what it brought.
 func (p *postgres) read(ctx context.Context, q Read) ([]Row, error) {
 	p.raise(ctx)
+	defer p.first.Do(p.bound.hurry)
 	for {
 		from := p.bound.begin(q)
 		rows, err := p.readFrom(ctx, q, from)

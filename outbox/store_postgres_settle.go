@@ -12,18 +12,32 @@ import (
 // Nearly all that is settled is deleted, and nothing more: pgDelete does that alone. What it does not delete, because
 // it is to be remembered, or has a name, or somebody else has it locked, is left to pgSettle.
 
-// $3 positions, $4 ids, $5 how many. Rows are searched for by position: with = for the ids, too, the planner takes
-// their index for as good, whose entries lie all over it, and each of whose comparisons is one of texts.
+// $3 positions, $4 ids, $5 how many.
 // It waits for locks, which pgSettle passes over, but not for long: the first one that takes long fails it. A row that
 // was changed meanwhile is deleted as it is by then, still the same message.
 // The lanes are compared through a hash. The answer is one row, which names what was deleted only if that is not all.
 var pgDelete = `WITH ` + strings.Replace(pgAllHeld, `'1s'`, `'20ms'`, 1) + `,
 x AS (
-	DELETE FROM millrace_outbox o USING unnest($3::text::bigint[], $4::text::text[]) AS k(pos, id)
-	WHERE o.pos = k.pos AND o.id IS NOT DISTINCT FROM k.id AND o.keep = 0 AND o.schedule IS NULL
+	DELETE FROM millrace_outbox o {named} AND o.keep = 0 AND o.schedule IS NULL
 	  AND CASE WHEN o.lane IN (SELECT lane FROM l) THEN true ELSE false END
 	RETURNING o.pos)
 SELECT ` + pgDeleted + `, '{}', ARRAY (SELECT lane FROM l)::text`
+
+// The two ways to find the rows that are named. One walks ($6, $7) from the lowest to the highest and compares through a hash; if
+// most of what lies there is named, that takes three quarters of what the other takes, which searches for each by its
+// position: with = for the ids, too, the planner takes their index for as good, whose entries lie all over it, and
+// each of whose comparisons is one of texts. It is not to know how many are named, or it reads a small table from end to
+// end, and plans anew each time.
+const (
+	pgKeys  = `unnest((SELECT $3::text::bigint[]), (SELECT $4::text::text[])) AS k(pos, id)`
+	pgWalk  = `WHERE o.pos >= (SELECT $6::bigint) AND o.pos <= (SELECT $7::bigint) AND CASE WHEN (o.pos, o.id) IN (SELECT k.pos, k.id FROM ` + pgKeys + `) THEN true ELSE false END`
+	pgProbe = `USING ` + pgKeys + ` WHERE o.pos = k.pos AND o.id IS NOT DISTINCT FROM k.id`
+)
+
+// mostWalked is how many positions a walk may pass for each that is named.
+const mostWalked = 3
+
+func deleteText(named string) string { return strings.Replace(pgDelete, "{named}", named, 1) }
 
 const pgDeleted = `(SELECT count(*) FROM x), ARRAY (SELECT pos FROM x WHERE (SELECT count(*) FROM x) < $5::int)::text`
 
@@ -80,7 +94,11 @@ func (p *postgres) settlePlain(ctx context.Context, grants []Grant, rows []Ref) 
 	if len(rows) == 0 || !p.plain.worth() {
 		return Settled{}, nil
 	}
-	s, err := p.settleBy(ctx, pgDelete, grants, rows)
+	text, ends := deleteText(pgProbe), []any(nil)
+	if at := positions(rows); slices.Max(at)-slices.Min(at) < int64(mostWalked*len(rows)) {
+		text, ends = deleteText(pgWalk), []any{slices.Min(at), slices.Max(at)}
+	}
+	s, err := p.settleBy(ctx, text, grants, rows, ends...)
 	if dberr.SQLState(err) == lockNotAvailable {
 		err = nil
 	}
@@ -93,10 +111,10 @@ func (p *postgres) settlePlain(ctx context.Context, grants []Grant, rows []Ref) 
 // lockNotAvailable is the SQLSTATE of a lock that could not be had in time.
 const lockNotAvailable = "55P03"
 
-func (p *postgres) settleBy(ctx context.Context, text string, grants []Grant, rows []Ref) (s Settled, err error) {
+func (p *postgres) settleBy(ctx context.Context, text string, grants []Grant, rows []Ref, more ...any) (s Settled, err error) {
 	lanes, epochs := lanesAndEpochs(grants)
 	args := []any{intArray(lanes), intArray(epochs), intArray(positions(rows)), textArray(ids(rows)), len(rows)}
-	err = p.query(ctx, "settle", text, args, func(row txn.Scanner) error {
+	err = p.query(ctx, "settle", text, append(args, more...), func(row txn.Scanner) error {
 		var n int
 		var done, awaiting, held string
 		if err := row.Scan(&n, &done, &awaiting, &held); err != nil {

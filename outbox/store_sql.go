@@ -138,7 +138,7 @@ func (s *sqlStore) Join(ctx context.Context, replica string, lease time.Duration
 	if err := checkText("replica", replica, 1, maxID); err != nil {
 		return fmt.Errorf("outbox: join: %w", err)
 	}
-	_, err := s.exec(ctx, "join", `INSERT INTO millrace_forwarders (id, beat, expires_at) VALUES ($1, 0, {after $2})`,
+	_, err := s.exec(txn.Once(ctx), "join", `INSERT INTO millrace_forwarders (id, beat, expires_at) VALUES ($1, 0, {after $2})`,
 		replica, micros(lease))
 	return err
 }
@@ -152,6 +152,7 @@ func (s *sqlStore) Renew(ctx context.Context, replica string, beat int64, lease 
 
 // Sweep implements Store.
 func (s *sqlStore) Sweep(ctx context.Context, replica string) (int, error) {
+	ctx = txn.Once(ctx)
 	var ended []string
 	err := s.query(ctx, "sweep", `SELECT id FROM millrace_forwarders WHERE expires_at < {now} AND id <> $1`, []any{replica}, func(row txn.Scanner) error {
 		var id string
@@ -224,6 +225,7 @@ func (s *sqlStore) Claim(ctx context.Context, replica string, n int) ([]Grant, e
 	if n <= 0 {
 		return nil, nil
 	}
+	ctx = txn.Once(ctx)
 	return ask(s, ctx, "claim", func(d dialect) ([]Grant, error) { return d.claim(ctx, replica, n) })
 }
 
@@ -232,12 +234,14 @@ func (s *sqlStore) Release(ctx context.Context, grants []Grant) error {
 	if len(grants) == 0 {
 		return nil
 	}
+	ctx = txn.Once(ctx)
 	_, err := ask(s, ctx, "release", func(d dialect) (any, error) { return nil, d.release(ctx, grants) })
 	return err
 }
 
 // Leave implements Store.
 func (s *sqlStore) Leave(ctx context.Context, replica string) error {
+	ctx = txn.Once(ctx)
 	_, err := ask(s, ctx, "leave", func(d dialect) (any, error) { return nil, d.leave(ctx, replica) })
 	return err
 }
@@ -279,6 +283,7 @@ func (s *sqlStore) Stops(ctx context.Context, lanes []int) ([]Stop, error) {
 	if len(lanes) == 0 {
 		return nil, nil
 	}
+	ctx = txn.Once(ctx)
 	return ask(s, ctx, "stops", func(d dialect) ([]Stop, error) { return d.stops(ctx, lanes) })
 }
 

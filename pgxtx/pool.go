@@ -36,7 +36,7 @@ func Pool(p *pgxpool.Pool, cfg ...millrace.Config) *DB {
 	if err != nil {
 		panic(err.Error())
 	}
-	return &DB{&pool{p, s}}
+	return &DB{&pool{p, s, p.Config().ConnConfig.DefaultQueryExecMode}}
 }
 
 // Close waits until the Async hooks have ended, or for ctx; then it returns an error that says how many
@@ -62,6 +62,7 @@ func (d *DB) Handle(t *txn.Tx) pgx.Tx {
 type pool struct {
 	*pgxpool.Pool
 	settings *txn.Settings
+	mode     pgx.QueryExecMode
 }
 
 func (p *pool) Identity() any                                { return p.Pool }
@@ -72,13 +73,22 @@ func (p *pool) Dialect(context.Context) (txn.Dialect, error) { return txn.Postgr
 func (p *pool) Single() bool { return p.Stat().MaxConns() == 1 }
 
 func (p *pool) Exec(ctx context.Context, query string, args ...any) (int64, error) {
-	tag, err := p.Pool.Exec(ctx, query, args...)
+	tag, err := p.Pool.Exec(ctx, query, p.once(ctx, args)...)
 	return tag.RowsAffected(), err
 }
 
 func (p *pool) Query(ctx context.Context, query string, args []any, row func(txn.Scanner) error) error {
-	rows, err := p.Pool.Query(ctx, query, args...)
+	rows, err := p.Pool.Query(ctx, query, p.once(ctx, args)...)
 	return each(rows, err, row)
+}
+
+// once has a statement that hardly comes again sent without being prepared: one round trip instead of two.
+func (p *pool) once(ctx context.Context, args []any) []any {
+	prepares := p.mode == pgx.QueryExecModeCacheStatement || p.mode == pgx.QueryExecModeCacheDescribe
+	if !prepares || !txn.IsOnce(ctx) {
+		return args
+	}
+	return append([]any{pgx.QueryExecModeExec}, args...)
 }
 
 // Begin implements txn.Beginner. BEGIN is sent with the first statement. The first transaction on a connection is begun

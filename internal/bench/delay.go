@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"net"
 	"sync"
@@ -66,9 +65,16 @@ func (d *delay) accept() {
 
 // piece is what was read at one moment.
 type piece struct {
-	due  time.Time
-	data []byte
+	due    time.Time
+	buffer *[pieceBytes]byte
+	n      int
 }
+
+// The proxy shares the machine with what is measured, and is to cost little of it: buffers are used again, and what is
+// due is written at once.
+const pieceBytes = 64 << 10
+
+var buffers = sync.Pool{New: func() any { return new([pieceBytes]byte) }}
 
 // carry takes bytes one way. Reading and writing are apart, so that what follows does not wait for what
 // is on its way.
@@ -76,11 +82,11 @@ func (d *delay) carry(dst, src net.Conn) {
 	pieces := make(chan piece, 4096)
 	d.wg.Go(func() {
 		defer close(pieces)
-		buffer := make([]byte, 64<<10)
 		for {
-			n, err := src.Read(buffer)
+			b := buffers.Get().(*[pieceBytes]byte)
+			n, err := src.Read(b[:])
 			if n > 0 {
-				pieces <- piece{time.Now().Add(d.each), bytes.Clone(buffer[:n])}
+				pieces <- piece{time.Now().Add(d.each), b, n}
 			}
 			if err != nil {
 				return
@@ -88,13 +94,17 @@ func (d *delay) carry(dst, src net.Conn) {
 		}
 	})
 	var failed error
-	for p := range pieces {
-		if failed != nil {
-			continue // drain, so that the reader ends
+	for next, ok := <-pieces; ok; {
+		time.Sleep(time.Until(next.due))
+		var batch []piece
+		var more bool
+		if batch, next, more = gather(pieces, next, time.Now()); failed == nil { // else drain, so that the reader ends
+			if err := write(dst, batch); err != nil {
+				failed = errors.Join(err, src.Close())
+			}
 		}
-		time.Sleep(time.Until(p.due))
-		if _, err := dst.Write(p.data); err != nil {
-			failed = errors.Join(err, src.Close())
+		if !more {
+			next, ok = <-pieces
 		}
 	}
 	if tcp, ok := dst.(*net.TCPConn); ok && failed == nil {
@@ -104,4 +114,33 @@ func (d *delay) carry(dst, src net.Conn) {
 	delete(d.conns, src)
 	d.mu.Unlock()
 	_ = src.Close()
+}
+
+// gather returns the first piece with those that follow it and are due by now, and the next one if it is there.
+func gather(pieces <-chan piece, first piece, now time.Time) (batch []piece, next piece, more bool) {
+	batch = []piece{first}
+	for {
+		select {
+		case p, ok := <-pieces:
+			if !ok || p.due.After(now) {
+				return batch, p, ok
+			}
+			batch = append(batch, p)
+		default:
+			return batch, piece{}, false
+		}
+	}
+}
+
+// write writes pieces and gives their buffers back.
+func write(dst net.Conn, batch []piece) error {
+	var data net.Buffers
+	for _, p := range batch {
+		data = append(data, p.buffer[:p.n])
+	}
+	_, err := data.WriteTo(dst)
+	for _, p := range batch {
+		buffers.Put(p.buffer)
+	}
+	return err
 }
