@@ -47,6 +47,15 @@ func Raise(ctx context.Context, s Store) int64 {
 	return at
 }
 
+// Bound is from where reads begin.
+func Bound(s Store) int64 {
+	at, _ := s.(*sqlStore).found.(*postgres).bound.get()
+	return at
+}
+
+// Walks reports whether a settle of the rows walks over what lies between them.
+func Walks(rows []Ref) bool { _, _, walk := stretchOf(rows); return walk }
+
 // Lower takes the bound to the bottom until done is called.
 func Lower(s Store) (done func(error)) { return s.(*sqlStore).found.(*postgres).bound.lower() }
 

@@ -2,6 +2,9 @@ package outbox_test
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -86,5 +89,45 @@ func TestASettleTakesRowsAsTheyAreWhenItHasLockedThem(t *testing.T) {
 			require.EqualValues(t, 1, b.one(`SELECT count(*) FROM millrace_sent WHERE id = 'kept'`))
 			require.EqualValues(t, 3, b.one(`SELECT count(*) FROM millrace_schedules`), "of what was not settled")
 		})
+	}
+}
+
+// Rows that lie close together are settled in one walk over what is between them, others are looked up.
+func TestASettleEndsWhatIsNamedAndNothingBetween(t *testing.T) {
+	for _, back := range []backend{postgres, postgresPool} {
+		for step, walks := range map[int]bool{1: true, 2: true, 3: true, 7: false} {
+			t.Run(fmt.Sprint(back.name, ", one row in ", step), func(t *testing.T) {
+				t.Parallel()
+				b := open(t, back, outbox.Config{})
+				grants := b.holder()
+				granted := grants[:len(grants)-8]
+				const n = 420
+				b.backlog("t", n)
+				b.exec(`UPDATE millrace_outbox SET keep = 2, keep_us = 1000000 WHERE pos = 29`)
+				var refs []outbox.Ref
+				var done, gone []int64
+				for pos := 1; pos <= n; pos += step {
+					id := fmt.Sprint("t", pos)
+					named := id
+					switch {
+					case pos%10 == 1: // another message had this position when it was read
+						named, gone = "another", append(gone, int64(pos))
+					case slices.ContainsFunc(granted, func(g outbox.Grant) bool { return g.Lane == pos%outbox.Lanes }):
+						done = append(done, int64(pos))
+					}
+					refs = append(refs, outbox.Ref{Pos: int64(pos), ID: named})
+				}
+				require.Equal(t, walks, outbox.Walks(refs))
+				rand.Shuffle(len(refs), func(i, j int) { refs[i], refs[j] = refs[j], refs[i] })
+				s, err := b.box.Store().Settle(t.Context(), granted, refs)
+				require.NoError(t, err)
+				require.ElementsMatch(t, done, s.Done)
+				require.ElementsMatch(t, gone, s.Gone)
+				require.Equal(t, n-len(done), b.count(), "nothing else was deleted")
+				for _, r := range b.waiting() {
+					require.NotContains(t, done, r.Pos)
+				}
+			})
+		}
 	}
 }

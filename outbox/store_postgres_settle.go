@@ -39,6 +39,13 @@ const mostWalked = 3
 
 func deleteText(named string) string { return strings.Replace(pgDelete, "{named}", named, 1) }
 
+// stretchOf returns the lowest and the highest position of rows, and whether what lies between is worth a walk.
+func stretchOf(rows []Ref) (lowest, highest int64, walk bool) {
+	at := positions(rows)
+	lowest, highest = slices.Min(at), slices.Max(at)
+	return lowest, highest, highest-lowest < int64(mostWalked*len(rows))
+}
+
 const pgDeleted = `(SELECT count(*) FROM x), ARRAY (SELECT pos FROM x WHERE (SELECT count(*) FROM x) < $5::int)::text`
 
 // As in pgDelete. A row is searched for once: it is deleted by its place in the table, which it keeps
@@ -95,8 +102,8 @@ func (p *postgres) settlePlain(ctx context.Context, grants []Grant, rows []Ref) 
 		return Settled{}, nil
 	}
 	text, ends := deleteText(pgProbe), []any(nil)
-	if at := positions(rows); slices.Max(at)-slices.Min(at) < int64(mostWalked*len(rows)) {
-		text, ends = deleteText(pgWalk), []any{slices.Min(at), slices.Max(at)}
+	if lowest, highest, walk := stretchOf(rows); walk {
+		text, ends = deleteText(pgWalk), []any{lowest, highest}
 	}
 	s, err := p.settleBy(ctx, text, grants, rows, ends...)
 	if dberr.SQLState(err) == lockNotAvailable {
