@@ -2,6 +2,7 @@ package forwarder
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"sync"
 	"sync/atomic"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/millrace-go/millrace"
 	"github.com/millrace-go/millrace/internal/testenv"
+	"github.com/millrace-go/millrace/outbox"
 	"github.com/millrace-go/millrace/outbox/outboxtest"
 )
 
@@ -128,6 +130,21 @@ func TestAMisconfiguredPublisherEndsRunWithTheRemedy(t *testing.T) {
 		_, err = (&plugin{f: f, changed: newSignal()}).Subscribe(t.Context(), "")
 		require.ErrorContains(t, err, "set it")
 	})
+}
+
+func TestAllThatIsSetUpWronglyIsSaidAtOnce(t *testing.T) {
+	t.Parallel()
+	raw, err := sql.Open("sqlite", "file:"+testenv.SQLite(t)+"?_pragma=journal_mode(wal)")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = raw.Close() })
+	box, err := outbox.New(millrace.SQL(raw), outbox.Config{})
+	require.NoError(t, err)
+	f, err := New(box, &misconfigured{}, Config{})
+	require.NoError(t, err)
+	err = f.Run(t.Context())
+	require.ErrorIs(t, err, setupProblem{})
+	require.ErrorContains(t, err, "call millrace.Migrate")
+	require.True(t, outbox.IsSetup(err))
 }
 
 // turning is set up well when it is first asked, and wrongly from then on.
