@@ -12,34 +12,40 @@ import (
 )
 
 // Check implements Store. It joins the answers, so that all that is wrong is said at once. What is
-// unwise only is logged.
+// unwise only is logged. It asks on two connections, both of which a forwarder then has.
 func (s *sqlStore) Check(ctx context.Context) error {
 	ctx = txn.Once(ctx)
 	d, err := s.dialect(ctx)
 	if err != nil {
 		return err
 	}
-	if err := s.checkVersion(ctx); err != nil {
-		return err
-	}
 	kind, err := s.pool.Dialect(ctx)
 	if err != nil {
 		return explain("check", err)
 	}
-	if err := s.checkTables(ctx, kind); err != nil {
+	beside := make(chan error, 1)
+	go func() { beside <- errors.Join(s.checkIndexes(ctx, kind), s.checkPrivileges(ctx, kind)) }()
+	err = s.checkSchema(ctx, kind)
+	if err == nil {
+		err = d.check(ctx)
+		return errors.Join(err, <-beside)
+	}
+	<-beside // which is about tables that are not there
+	return err
+}
+
+// checkSchema looks whether the tables are there, and those that this package works with.
+func (s *sqlStore) checkSchema(ctx context.Context, kind txn.Dialect) error {
+	if err := s.checkVersion(ctx, kind); err != nil {
 		return err
 	}
-	return errors.Join(d.check(ctx), s.checkIndexes(ctx, kind), s.checkPrivileges(ctx, kind))
+	return s.checkTables(ctx, kind)
 }
 
 // checkVersion compares the schema with the one that this package works with. A newer one is the
 // sign of a newer replica beside this one, and is all right: a change that an older one cannot live
 // with would go into tables of another name.
-func (s *sqlStore) checkVersion(ctx context.Context) error {
-	kind, err := s.pool.Dialect(ctx)
-	if err != nil {
-		return explain("check", err)
-	}
+func (s *sqlStore) checkVersion(ctx context.Context, kind txn.Dialect) error {
 	want, err := version(kind)
 	if err != nil {
 		return explain("check", err)
@@ -142,7 +148,7 @@ func (p *postgres) check(ctx context.Context) error {
 			"default_transaction_read_only", role + "default_transaction_read_only = off for the user of the outbox"},
 		{`SELECT current_setting('default_transaction_isolation')`, is("read committed"),
 			"default_transaction_isolation", role + "default_transaction_isolation = 'read committed' for the user of the outbox; its own transactions may choose another"},
-		{`SELECT CASE WHEN setting::bigint BETWEEN 1 AND 4999 THEN setting || ' ms' ELSE 'ok' END FROM pg_settings WHERE name = 'statement_timeout'`, is("ok"),
+		{`SELECT CASE WHEN current_setting('statement_timeout')::interval BETWEEN '1 ms' AND '4999 ms' THEN current_setting('statement_timeout') ELSE 'ok' END`, is("ok"),
 			"statement_timeout", role + "statement_timeout = 0 (or 5 s and more) for the user of the outbox"},
 		{`SELECT coalesce((SELECT s.seqcache::text FROM pg_sequence s
 			WHERE s.seqrelid = pg_get_serial_sequence('millrace_outbox', 'pos')::regclass), 'missing')`, is("1"),

@@ -49,7 +49,7 @@ func TestCheckNamesWhatIsWrongOnPostgreSQLAndItsRemedy(t *testing.T) {
 	}{
 		"read-only":        {before: `ALTER ROLE $user SET default_transaction_read_only = on`, want: []string{"default_transaction_read_only", "ALTER ROLE"}},
 		"isolation":        {before: `ALTER ROLE $user SET default_transaction_isolation = 'serializable'`, want: []string{"default_transaction_isolation", "read committed"}},
-		"timeout":          {before: `ALTER ROLE $user SET statement_timeout = '4s'`, want: []string{"statement_timeout", "4000 ms"}},
+		"timeout":          {before: `ALTER ROLE $user SET statement_timeout = '4s'`, want: []string{"statement_timeout", "4s"}},
 		"DELETE revoked":   {before: `REVOKE DELETE ON millrace_outbox FROM $user`, want: []string{"privileges are missing: DELETE on millrace_outbox", "GRANT SELECT"}},
 		"SELECT revoked":   {before: `REVOKE ALL ON millrace_lanes FROM $user`, want: []string{"millrace_*", "grant"}},
 		"cached sequence":  {before: `ALTER TABLE millrace_outbox ALTER COLUMN pos SET CACHE 20`, want: []string{"CACHE", "SET CACHE 1"}},
@@ -105,6 +105,7 @@ func TestCheckTellsSetupFromOutage(t *testing.T) {
 
 func TestCheckWantsWALOnSQLite(t *testing.T) {
 	b := open(t, sqlite, outbox.Config{})
+	b.raw.SetMaxOpenConns(1) // another one would set it right again
 	b.exec(`PRAGMA journal_mode = delete`)
 	err := b.box.Check(t.Context())
 	require.True(t, outbox.IsSetup(err))

@@ -73,8 +73,11 @@ func (p *postgres) readAlong(ctx context.Context, q Read, from look) (rows []Row
 		if !wanted || err != nil {
 			return err
 		}
-		if rows == nil {
+		switch { // few as a rule, else as many as were asked for
+		case rows == nil:
 			rows = make([]Row, 0, min(q.MaxRows, 64))
+		case len(rows) == cap(rows):
+			rows = slices.Grow(rows, q.MaxRows-len(rows))
 		}
 		rows = append(rows, r)
 		return nil
