@@ -25,8 +25,8 @@ func PostgresStatements() map[string]string {
 		"attempt": {pgAttempt, lane + `, 1, ` + row + `, 2`},
 		"refuse":  {pgRefuse, lane + `, 1, ` + row + `, 1, 1000, 'd', 1, 'r', 'e'`},
 		"hold":    {pgHold, lane + `, 1, 'd', '{1,2}', '{a,b}'`},
-		"lift":    {pgLift, lane + `, 1, 'd', 'k', 1000`},
-		"park":    {pgPark, lane + `, 1, ` + row + `, 'd', 'r', 'e', 1, 1000`},
+		"lift":    {pgLift, lane + `, 1, 'd', 'k'`},
+		"park":    {pgPark, lane + `, 1, ` + row + `, 'd', 'r', 'e', 1`},
 		"topics":  {(&postgres{}).translate(topicsQuery + pgAndLast), ``},
 	}
 	statements := make(map[string]string, len(call))

@@ -2,6 +2,7 @@ package outbox_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -109,6 +110,25 @@ func TestAKeyThatIsSetFreeInPartIsStoppedYet(t *testing.T) {
 			require.EqualValues(t, n, b.one(`SELECT count(*) FROM millrace_outbox WHERE held IS NULL AND due_at IS NULL`))
 			require.Zero(t, b.one(`SELECT count(*) FROM millrace_stops`))
 			require.EqualValues(t, 1, b.one(`SELECT count(*) FROM millrace_dead`))
+		})
+	}
+}
+
+// A step finds its rows in the index, instead of sorting all that is held yet.
+func TestAStepThatSetsAKeyFreeLooksOnlyAtItsRows(t *testing.T) {
+	for _, step := range []string{"lift", "park"} {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			b, g, first := stoppedKey(t, postgres, 40*mostChanged)
+			b.exec(`VACUUM ANALYZE millrace_outbox`)
+			text, _, _ := strings.Cut(outbox.PostgresStatements()[step], "\x00")
+			args := fmt.Sprintf(`(%d, %d, 'd', 'k')`, g.Lane, g.Epoch)
+			if step == "park" {
+				args = fmt.Sprintf(`(%d, %d, %d, 'first', 'd', 'r', 'e', 1)`, g.Lane, g.Epoch, first.Pos)
+			}
+			blocks := b.cost(text, args)
+			t.Logf("blocks of a step that sets %d of %d rows free: %d", mostChanged, 40*mostChanged, blocks)
+			require.Less(t, blocks, 20*mostChanged)
 		})
 	}
 }

@@ -57,7 +57,6 @@ func (p *postgres) refuse(ctx context.Context, g Grant, f Refused) (bool, error)
 // made ready. It does so again as long as these are as many as it may.
 func (p *postgres) freeing(ctx context.Context, what, text string, args ...any) (ok bool, err error) {
 	done := p.bound.lower()
-	args = append(args, maxLifted)
 	for more := true; more && err == nil; {
 		var found, freed int
 		err = p.query(ctx, what, text, args, func(row txn.Scanner) error { return row.Scan(&found, &freed) })
@@ -101,33 +100,40 @@ func (p *postgres) hold(ctx context.Context, g Grant, destination string, rows [
 }
 
 // What a stop holds is set free from the bottom, and the stop removed with the last of it: as long as it is there, nothing
-// that is published meanwhile overtakes what is held yet, whoever holds the lane. $5 is the most that one statement sets free.
+// that is published meanwhile overtakes what is held yet, whoever holds the lane. One statement sets maxLifted free: the
+// number stands in the text, and they are found in the index alone, or the planner sorts all that is held, each time.
 const pgLift = `WITH ` + pgHeld + `,
 d AS MATERIALIZED (
-	SELECT o.pos FROM l JOIN millrace_outbox o ON o.lane = l.lane
-	WHERE o.held = $3 AND o.order_key = $4 ORDER BY o.pos LIMIT $5::int FOR UPDATE OF o),
-u AS (UPDATE millrace_outbox SET ready = true, held = NULL WHERE pos = ANY (ARRAY (SELECT pos FROM d))),
+	SELECT x.pos FROM l CROSS JOIN LATERAL (
+		SELECT pos FROM millrace_outbox o WHERE o.lane = l.lane AND o.held = $3 AND o.order_key = $4 ORDER BY pos LIMIT 1000) x),
+k AS MATERIALIZED (
+	SELECT pos FROM millrace_outbox WHERE pos = ANY (ARRAY (SELECT pos FROM d)) AND held = $3 ORDER BY pos FOR UPDATE),
+u AS (UPDATE millrace_outbox SET ready = true, held = NULL WHERE pos = ANY (ARRAY (SELECT pos FROM k))),
 s AS (
 	DELETE FROM millrace_stops s USING l
-	WHERE s.lane = l.lane AND s.destination = $3 AND s.order_key = $4 AND (SELECT count(*) FROM d) < $5::int)
+	WHERE s.lane = l.lane AND s.destination = $3 AND s.order_key = $4 AND (SELECT count(*) FROM d) < 1000)
 SELECT (SELECT count(*) FROM l), (SELECT count(*) FROM d)`
 
 func (p *postgres) lift(ctx context.Context, g Grant, destination, key string) (bool, error) {
 	return p.freeing(ctx, "lift", pgLift, g.Lane, g.Epoch, destination, key)
 }
 
-// The message is parked when all that its stops hold is free, $9 rows in one statement.
+// The message is parked when all that its stops hold is free, 1000 rows in one statement, as in pgLift.
 const pgPark = `WITH ` + pgHeld + `,
 k AS MATERIALIZED (
 	SELECT s.destination, s.order_key FROM l JOIN millrace_outbox o ON o.lane = l.lane AND o.pos = $3::bigint AND o.id = $4
 	JOIN millrace_stops s ON s.lane = l.lane AND s.order_key = o.order_key AND s.pos = o.pos),
 f AS MATERIALIZED (
-	SELECT o.pos FROM k JOIN millrace_outbox o ON o.lane = $1::int AND o.held = k.destination AND o.order_key = k.order_key
-	ORDER BY o.pos LIMIT $9::int FOR UPDATE OF o),
-u AS (UPDATE millrace_outbox SET ready = true, held = NULL WHERE pos = ANY (ARRAY (SELECT pos FROM f))),
+	SELECT x.pos FROM k CROSS JOIN LATERAL (
+		SELECT pos FROM millrace_outbox o WHERE o.lane = $1::int AND o.held = k.destination AND o.order_key = k.order_key
+		ORDER BY pos LIMIT 1000) x
+	ORDER BY x.pos LIMIT 1000),
+g AS MATERIALIZED (
+	SELECT pos FROM millrace_outbox WHERE pos = ANY (ARRAY (SELECT pos FROM f)) AND held IS NOT NULL ORDER BY pos FOR UPDATE),
+u AS (UPDATE millrace_outbox SET ready = true, held = NULL WHERE pos = ANY (ARRAY (SELECT pos FROM g))),
 x AS (
 	DELETE FROM millrace_outbox o USING l
-	WHERE o.lane = l.lane AND o.pos = $3::bigint AND o.id = $4 AND (SELECT count(*) FROM f) < $9::int
+	WHERE o.lane = l.lane AND o.pos = $3::bigint AND o.id = $4 AND (SELECT count(*) FROM f) < 1000
 	RETURNING o.*),
 d AS (
 	INSERT INTO millrace_dead (pos, id, lane, topic, order_key, destination, reason, error, attempts, keep, keep_us, plan, size, metadata, payload, created_at)

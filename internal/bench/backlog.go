@@ -27,7 +27,7 @@ func backlogCases(sc scale) []benchCase {
 	}{{millraceName, d}, {fmt.Sprintf("millrace, %d waiting", sc.small), drain{n: sc.small, broker: streams}}} {
 		c.contenders = append(c.contenders, contender{one.name, func(ctx context.Context, b *bench, round int) (Sample, error) {
 			return one.measure(ctx, b, params{
-				Task: "drain-millrace", N: one.n, Cutoff: 4 * b.scale.patience(false), Options: map[string]int{timeReads: 1},
+				Task: "drain-millrace", N: one.n, Cutoff: b.scale.patience(false), Options: map[string]int{timeReads: 1},
 				Profile: profileFile(b.profiles, c.name, one.name, round),
 			}, "millrace")
 		}})

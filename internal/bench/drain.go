@@ -64,7 +64,7 @@ func (d drain) contender(name string) contender {
 	}
 	return contender{name, func(ctx context.Context, b *bench, round int) (Sample, error) {
 		p := p
-		p.Cutoff = b.scale.patience(source == "stock")
+		p.Cutoff = b.scale.patience(source == "stock" || source == "oagudo")
 		p.Profile = profileFile(b.profiles, d.name(), name, round)
 		return d.measure(ctx, b, p, source)
 	}}

@@ -48,6 +48,10 @@ var rabbitmq = product{
 }
 
 func createRabbitMQ(_ context.Context, n *node) error {
+	memory := "absolute = 1GB" // there may be several
+	if n.opts.Durable {
+		memory = "relative = 0.4" // as it comes: a long queue is not to stop who publishes
+	}
 	config := fmt.Sprintf(`listeners.tcp.default = 127.0.0.1:%d
 management.tcp.ip = 127.0.0.1
 management.tcp.port = %d
@@ -59,8 +63,8 @@ log.console = true
 log.console.level = warning
 log.file = false
 disk_free_limit.absolute = 10MB
-vm_memory_high_watermark.absolute = 1GB
-`, n.port, n.admin, account, n.password)
+vm_memory_high_watermark.%s
+`, n.port, n.admin, account, n.password, memory)
 	if err := n.write("rabbitmq.conf", config); err != nil {
 		return err
 	}

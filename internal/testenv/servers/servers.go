@@ -60,7 +60,8 @@ const startTimeout = 3 * time.Minute
 // Options is how a server is started.
 type Options struct {
 	// Durable keeps the settings under which a commit survives a crash of the machine. Without it,
-	// what a server confirmed survives the death of its processes, but it does not wait for the disk.
+	// what a server confirmed survives the death of its processes, but it does not wait for the disk. RabbitMQ's
+	// memory limit is its own then, else a small one.
 	Durable bool
 	// Args are added to the server's command line.
 	Args []string
