@@ -114,21 +114,24 @@ func TestAKeyThatIsSetFreeInPartIsStoppedYet(t *testing.T) {
 	}
 }
 
-// A step finds its rows in the index, instead of sorting all that is held yet.
+// A step finds its rows in the index of what is held, instead of walking over all that was set free before: which the planner
+// prefers if it believes that nearly everything is held.
 func TestAStepThatSetsAKeyFreeLooksOnlyAtItsRows(t *testing.T) {
 	for _, step := range []string{"lift", "park"} {
 		t.Run(step, func(t *testing.T) {
 			t.Parallel()
 			b, g, first := stoppedKey(t, postgres, 40*mostChanged)
-			b.exec(`VACUUM ANALYZE millrace_outbox`)
+			b.exec(`ANALYZE millrace_outbox`)
+			b.exec(fmt.Sprintf(`UPDATE millrace_outbox SET ready = true, held = NULL WHERE held IS NOT NULL AND pos <= %d`, 35*mostChanged))
+			b.exec(`VACUUM millrace_outbox`)
 			text, _, _ := strings.Cut(outbox.PostgresStatements()[step], "\x00")
 			args := fmt.Sprintf(`(%d, %d, 'd', 'k')`, g.Lane, g.Epoch)
 			if step == "park" {
 				args = fmt.Sprintf(`(%d, %d, %d, 'first', 'd', 'r', 'e', 1)`, g.Lane, g.Epoch, first.Pos)
 			}
 			blocks := b.cost(text, args)
-			t.Logf("blocks of a step that sets %d of %d rows free: %d", mostChanged, 40*mostChanged, blocks)
-			require.Less(t, blocks, 20*mostChanged)
+			t.Logf("blocks in which a step finds the %d of %d rows that it sets free: %d", mostChanged, 40*mostChanged, blocks)
+			require.Less(t, blocks, mostChanged)
 		})
 	}
 }
