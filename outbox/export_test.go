@@ -154,7 +154,8 @@ func ReadsGrowOld(s Store) {
 	b.taken.fresh = b.taken.fresh.Add(-boundTrust)
 }
 
-// ReadBothWays reads along the primary key, if that brings enough, and lane by lane.
+// ReadBothWays reads along the primary key, if that brings enough, and lane by lane, as much of each lane as the whole
+// may have: with its fair part, a lane that has more than the others leaves its highest rows to the next read.
 func ReadBothWays(ctx context.Context, s Store, q Read) (along []Row, ok bool, lanes []Row, err error) {
 	p := s.(*sqlStore).found.(*postgres)
 	p.along.rest.Store(0)
@@ -162,7 +163,7 @@ func ReadBothWays(ctx context.Context, s Store, q Read) (along []Row, ok bool, l
 		return nil, false, nil, err
 	}
 	p.along.failed()
-	lanes, err = p.readFrom(ctx, q, p.bound.begin(q))
+	lanes, _, err = p.readOnce(ctx, q, p.bound.begin(q), roundUp(q.MaxRows))
 	return along, ok, lanes, err
 }
 
