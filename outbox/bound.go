@@ -135,11 +135,12 @@ func (p *proof) due() bool {
 	return !first
 }
 
-// hurry makes a step due that waits for its pause.
+// hurry makes a step due that waits for its pause, unless one is under way.
 func (b *bound) hurry() {
-	b.step.Lock()
-	defer b.step.Unlock()
-	b.stepped = b.stepped.Add(-boundPause)
+	if b.step.TryLock() {
+		defer b.step.Unlock()
+		b.stepped = b.stepped.Add(-boundPause)
+	}
 }
 
 // holds reports whether there is nothing to prove: no position was drawn since the last proof, and nothing has

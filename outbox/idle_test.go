@@ -38,6 +38,19 @@ func (s *statements) take() (all []string) {
 	return all
 }
 
+// traced has the outbox work through a pool of its own, of which all that is sent is told.
+func (b *bench) traced(tracer pgx.QueryTracer) {
+	b.Helper()
+	cfg, err := pgxpool.ParseConfig(b.url)
+	require.NoError(b, err)
+	cfg.ConnConfig.Tracer = tracer
+	pool, err := pgxpool.NewWithConfig(b.Context(), cfg)
+	require.NoError(b, err)
+	b.Cleanup(pool.Close)
+	b.box, err = outbox.New(pgxtx.Pool(pool), outbox.Config{})
+	require.NoError(b, err)
+}
+
 func TestAnIdleForwarderSendsFewerThanFourStatementsASecond(t *testing.T) {
 	for name, before := range map[string]func(b *bench, grants []outbox.Grant){
 		"that has never had anything": func(*bench, []outbox.Grant) {},
@@ -49,15 +62,8 @@ func TestAnIdleForwarderSendsFewerThanFourStatementsASecond(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := open(t, postgresPool, outbox.Config{})
-			cfg, err := pgxpool.ParseConfig(b.url)
-			require.NoError(t, err)
 			sent := &statements{}
-			cfg.ConnConfig.Tracer = sent
-			pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
-			require.NoError(t, err)
-			t.Cleanup(pool.Close)
-			b.box, err = outbox.New(pgxtx.Pool(pool), outbox.Config{})
-			require.NoError(t, err)
+			b.traced(sent)
 			store := b.box.Store()
 			grants := b.holder()
 			before(b, grants)

@@ -7,11 +7,9 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"github.com/millrace-go/millrace/outbox"
-	"github.com/millrace-go/millrace/pgxtx"
 )
 
 // roundTrips remembers what is sent, and "prepare" for each statement that is prepared before.
@@ -34,15 +32,8 @@ func TestAStartTakesFewRoundTrips(t *testing.T) {
 	t.Parallel()
 	b := open(t, postgresPool, outbox.Config{})
 	b.backlog("t", 10)
-	cfg, err := pgxpool.ParseConfig(b.url)
-	require.NoError(t, err)
 	sent := &roundTrips{}
-	cfg.ConnConfig.Tracer = sent
-	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
-	require.NoError(t, err)
-	t.Cleanup(pool.Close)
-	b.box, err = outbox.New(pgxtx.Pool(pool), outbox.Config{})
-	require.NoError(t, err)
+	b.traced(sent)
 	store := b.box.Store()
 	proof := func(trips []string) bool { return strings.Contains(strings.Join(trips, "\n"), "pg_locks") }
 
