@@ -87,7 +87,7 @@ func (b *confirmBatches) depart() {
 // fly makes calls until nobody waits.
 func (b *confirmBatches) fly() {
 	for {
-		if b.linger > 0 {
+		if b.linger > 0 && !b.crowded() {
 			time.Sleep(b.linger)
 		} else {
 			runtime.Gosched() // handlers that are about to end come along
@@ -98,6 +98,13 @@ func (b *confirmBatches) fly() {
 		}
 		b.carry(flight)
 	}
+}
+
+// crowded reports whether a whole message of them waits already.
+func (b *confirmBatches) crowded() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.waiting) >= confirmation.MaxJoint
 }
 
 // board takes as many as one call carries. If there are none, the flight is over.

@@ -297,6 +297,11 @@ func TestConfirmationsInTheBackgroundTravelTogetherAndEachThatIsLostIsLogged(t *
 		require.Equal(t, []int{10}, f.members("a"))
 		require.Zero(t, log.Len())
 
+		confirming(t, h, "many", numbered("many", 2*confirmation.MaxJoint)...)()
+		time.Sleep(3 * time.Millisecond) // one linger, not two
+		synctest.Wait()
+		require.Equal(t, []int{confirmation.MaxJoint, confirmation.MaxJoint}, f.members("many"))
+
 		f.gate = make(chan struct{})
 		underWay(t, h)
 		soon()

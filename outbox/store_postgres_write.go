@@ -101,7 +101,7 @@ func (p *postgres) hold(ctx context.Context, g Grant, destination string, rows [
 
 // What a stop holds is set free from the bottom, and the stop removed with the last of it: as long as it is there, nothing
 // that is published meanwhile overtakes what is held yet, whoever holds the lane. One statement sets maxLifted free: the
-// number stands in the text, and they are found in the index alone, or the planner sorts all that is held, each time.
+// number stands in the text, and they are found in the index alone, or the planner walks over all that was set free before.
 const pgLift = `WITH ` + pgHeld + `,
 d AS MATERIALIZED (
 	SELECT x.pos FROM l CROSS JOIN LATERAL (
