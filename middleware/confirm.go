@@ -29,7 +29,7 @@ type ConfirmConfig struct {
 	// Key, if set, signs each confirmation: one of the producer's outbox.Confirming.Keys, of at least 32 bytes.
 	Key []byte
 	// Background acknowledges a message without waiting for the broker to have its direct confirmation, which departs
-	// some 2 ms later, with those that were made meanwhile. That costs next to nothing; a confirmation that an outage or the
+	// some 10 ms later, with those that were made meanwhile. That costs next to nothing; a confirmation that an outage or the
 	// end of the process then loses costs the producer's deadline, and a copy that is confirmed again. At most 1000 are
 	// under way. A message that finds no room waits for it, up to Timeout and while its context lasts, and is nacked then.
 	Background bool

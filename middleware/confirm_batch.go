@@ -25,7 +25,7 @@ type batchPublisher interface {
 // with it: the fewer messages, the less a confirmation costs.
 const (
 	confirmFlights   = 2
-	backgroundLinger = 2 * time.Millisecond
+	backgroundLinger = 10 * time.Millisecond
 )
 
 // confirmBatches lets confirmations that are made at the same time travel together: those for one topic in one message.

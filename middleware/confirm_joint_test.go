@@ -280,7 +280,7 @@ func TestConfirmationsInTheBackgroundTravelTogetherAndEachThatIsLostIsLogged(t *
 		h := chain(works, must(t)(middleware.Confirm(middleware.ConfirmConfig{
 			Group: "billing", Publisher: pub, Background: true, Timeout: time.Minute, Logger: slog.New(slog.NewTextHandler(&log, nil)),
 		})))
-		soon := func() { time.Sleep(10 * time.Millisecond); synctest.Wait() }
+		soon := func() { time.Sleep(15 * time.Millisecond); synctest.Wait() } // one linger, not two
 		underWay(t, h)
 		require.Zero(t, f.begun(), "they wait a moment for others")
 		soon()
@@ -298,8 +298,7 @@ func TestConfirmationsInTheBackgroundTravelTogetherAndEachThatIsLostIsLogged(t *
 		require.Zero(t, log.Len())
 
 		confirming(t, h, "many", numbered("many", 2*confirmation.MaxJoint)...)()
-		time.Sleep(3 * time.Millisecond) // one linger, not two
-		synctest.Wait()
+		soon()
 		require.Equal(t, []int{confirmation.MaxJoint, confirmation.MaxJoint}, f.members("many"))
 
 		f.gate = make(chan struct{})
