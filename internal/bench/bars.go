@@ -107,7 +107,7 @@ func (r *report) latencyBars() (all []bar) {
 		quiet, foreign := latency{broker: to, rate: 200}, latency{broker: to, rate: 200, foreign: true}
 		add(quiet, millraceName, "p50", p50, 1)
 		add(quiet, millraceName, "p99", p99, 3)
-		if a, b := r.find(foreign.name(), millraceName), r.find(quiet.name(), millraceName); a != nil && b != nil {
+		if a, b := r.find(foreign.name(), millraceName), r.find(foreign.name(), quietName); a != nil && b != nil {
 			all = append(all, bar{what: foreign.name() + ": p50 against quiet", unit: " %", limit: 120, atMost: true, value: ratio(a, b, p50).times(100)})
 			all = append(all, bar{what: foreign.name() + ": p99 against quiet", unit: " %", limit: 120, atMost: true, value: ratio(a, b, p99).times(100)})
 		}

@@ -175,8 +175,11 @@ func drainCases(sc scale) []benchCase {
 		if to == quorum && !sc.extras {
 			continue
 		}
-		add(drain{n: sc.large, broker: to}, fmt.Sprintf("Drain of %d messages to %s", sc.large, to), largeExplained,
-			millraceName, stockName)
+		who := []string{millraceName, stockName}
+		if sc.extras {
+			who = append(who, rawName)
+		}
+		add(drain{n: sc.large, broker: to}, fmt.Sprintf("Drain of %d messages to %s", sc.large, to), largeExplained, who...)
 	}
 	for _, to := range []string{classic, quorum, streams} {
 		who := []string{millraceName, stockName}

@@ -33,7 +33,10 @@ func (l latency) name() string {
 	return name
 }
 
-const outsideName = "millrace, other process"
+const (
+	outsideName = "millrace, other process"
+	quietName   = "millrace, without them" // beside the foreign transactions
+)
 
 func (l latency) contender(name string) contender {
 	p := params{Rate: l.rate, Writers: 8}
@@ -43,6 +46,8 @@ func (l latency) contender(name string) contender {
 	switch name {
 	case millraceName:
 		p.Task = "latency-millrace"
+	case quietName:
+		p.Task, l.foreign = "latency-millrace", false
 	case outsideName:
 		p.Task, p.Outside = "latency-millrace", true
 	case stockName:
@@ -304,13 +309,13 @@ func latencyCases(sc scale) (all []benchCase) {
 	for _, to := range []string{classic, streams} {
 		if !sc.extras {
 			add(latency{broker: to, rate: 200}, millraceName, outsideName)
-			add(latency{broker: to, rate: 200, foreign: true}, millraceName)
+			add(latency{broker: to, rate: 200, foreign: true}, millraceName, quietName)
 			continue
 		}
 		add(latency{broker: to, rate: 200}, millraceName, outsideName, stockName, tunedName)
-		add(latency{broker: to, rate: 200, foreign: true}, millraceName, tunedName)
+		add(latency{broker: to, rate: 200, foreign: true}, millraceName, quietName, tunedName)
 		add(latency{broker: to, rate: 1000}, millraceName, outsideName, tunedName)
-		add(latency{broker: to, rate: 1000, foreign: true}, millraceName, tunedName)
+		add(latency{broker: to, rate: 1000, foreign: true}, millraceName, quietName, tunedName)
 	}
 	return all
 }
