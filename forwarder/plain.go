@@ -3,6 +3,7 @@ package forwarder
 import (
 	"context"
 	"errors"
+	"maps"
 	"sync"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -69,10 +70,10 @@ func (p *plain) PublishBatch(ctx context.Context, topics []string, msgs []*messa
 }
 
 // acknowledgeable is the message for a publisher that may hand it to somebody in this process and wait until it
-// is acknowledged.
+// is acknowledged, or change the metadata.
 func acknowledgeable(msg *message.Message) *message.Message {
 	with := message.NewMessageWithContext(msg.Context(), msg.UUID, msg.Payload)
-	with.Metadata = msg.Metadata
+	with.Metadata = maps.Clone(msg.Metadata)
 	return with
 }
 

@@ -74,7 +74,7 @@ func (p *pipeline) send(ctx context.Context, batch []*item) {
 	for _, it := range batch {
 		it.begin(p.cfg.MaxAttempts)
 	}
-	topics, msgs := outgoing(batch)
+	topics, msgs := outgoing(batch, len(s.f.told) > 0)
 	call, cancel := context.WithTimeout(s.publishing, p.cfg.PublishTimeout)
 	defer cancel()
 	told := p.describe(batch, msgs)
@@ -90,15 +90,20 @@ func (p *pipeline) send(ctx context.Context, batch []*item) {
 }
 
 // outgoing are the messages as the broker gets them: id and payload of the row, its metadata, and where each
-// comes from. They are allocated together, and without what message.NewMessage makes for an acknowledgement.
-func outgoing(batch []*item) ([]string, []*message.Message) {
+// comes from. They are allocated together, and without what message.NewMessage makes for an acknowledgement. The first
+// attempt is made of the row's own metadata, unless an observer may change it; others, while the publisher of an earlier
+// one may yet be reading, of a copy.
+func outgoing(batch []*item, observed bool) ([]string, []*message.Message) {
 	topics, msgs := make([]string, len(batch)), make([]*message.Message, len(batch))
 	all := make([]message.Message, len(batch))
 	for i, it := range batch {
 		topics[i], msgs[i] = it.row.Topic, &all[i]
-		metadata := make(message.Metadata, len(it.row.Metadata)+1)
-		maps.Copy(metadata, it.row.Metadata)
-		metadata[meta.Place] = it.place()
+		metadata := it.row.Metadata
+		if observed || it.handed || metadata == nil {
+			metadata = make(message.Metadata, len(it.row.Metadata)+1)
+			maps.Copy(metadata, it.row.Metadata)
+		}
+		metadata[meta.Place], it.handed = it.place(), true
 		all[i].UUID, all[i].Payload, all[i].Metadata = it.row.ID, it.row.Payload, metadata
 	}
 	return topics, msgs

@@ -26,7 +26,8 @@ type BatchPublisher interface {
 	//
 	// When ctx ends, it returns soon, with an error for each message that was not confirmed.
 	//
-	// The messages are there to be sent: they cannot be waited for with Acked or Nacked.
+	// The messages are there to be sent: they cannot be waited for with Acked or Nacked, and their metadata is not to be
+	// changed, of which further attempts are made.
 	PublishBatch(ctx context.Context, topics []string, msgs []*message.Message) []error
 }
 

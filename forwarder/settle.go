@@ -2,6 +2,7 @@ package forwarder
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/millrace-go/millrace/internal/backoff"
@@ -63,11 +64,12 @@ func (s *session) toSettle() (items []*item, grants []outbox.Grant, refs []outbo
 
 // named are items as the store knows them, and the grants of their lanes.
 func named(items []*item) (grants []outbox.Grant, refs []outbox.Ref) {
-	granted := map[int]bool{}
+	refs = make([]outbox.Ref, 0, len(items))
+	granted := uint64(0)
 	for _, it := range items {
 		refs = append(refs, it.row.Ref)
-		if !granted[it.row.Lane] {
-			granted[it.row.Lane] = true
+		if granted&(1<<it.row.Lane) == 0 {
+			granted |= 1 << it.row.Lane
 			grants = append(grants, it.lane.grant)
 		}
 	}
@@ -76,13 +78,13 @@ func named(items []*item) (grants []outbox.Grant, refs []outbox.Ref) {
 
 // settled notes the store's answer and returns how many rows are gone.
 func (s *session) settled(ctx context.Context, items []*item, settled outbox.Settled, err error) int {
-	gone := make(map[int64]bool, len(items))
-	for _, pos := range settled.Gone {
-		gone[pos] = true
+	all, gone := len(settled.Done) == len(items), map[int64]bool{} // all, as a rule
+	if !all {
+		for _, pos := range slices.Concat(settled.Gone, settled.Done) {
+			gone[pos] = true
+		}
 	}
-	for _, pos := range settled.Done {
-		gone[pos] = true
-	}
+	ended := 0
 	done := make(map[*pipeline][]*item, 1)
 	s.mu.Lock()
 	lost := 0
@@ -92,7 +94,8 @@ func (s *session) settled(ctx context.Context, items []*item, settled outbox.Set
 		}
 	}
 	for _, it := range items {
-		if gone[it.row.Pos] {
+		if all || gone[it.row.Pos] {
+			ended++
 			it.lane.win.remove(it)
 			p := it.lane.win.pipe
 			done[p] = append(done[p], it)
@@ -110,7 +113,7 @@ func (s *session) settled(ctx context.Context, items []*item, settled outbox.Set
 		p.dest.tally.settled(items)
 		s.f.told.settled(ctx, p.batch(items))
 	}
-	return len(gone)
+	return ended
 }
 
 // loseEpoch forgets a lane that the store says is not held with the epoch of these items, and reports

@@ -32,6 +32,7 @@ type item struct {
 	heaped  bool // is in window.ready or window.single
 	lone    bool // is out as one of the single ones
 	marked  bool // can no longer be cancelled
+	handed  bool // a publisher has got its metadata
 	round   int  // of the look-out when it came
 	since   time.Time
 
@@ -176,7 +177,7 @@ func (w *window) leave(l *lane) {
 }
 
 // add takes a row up and reports whether it was new.
-func (w *window) add(row outbox.Row) bool {
+func (w *window) add(row *outbox.Row, now time.Time) bool {
 	l := w.lanes[row.Lane]
 	if l == nil || l.leaving || w.reading[row.Lane] != l {
 		return false
@@ -190,7 +191,7 @@ func (w *window) add(row outbox.Row) bool {
 	if _, barred := w.barred[row.Key]; barred {
 		return false
 	}
-	it := &item{row: row, lane: l, counted: row.Attempts, first: !l.seen, round: w.round, since: time.Now()}
+	it := &item{row: *row, lane: l, counted: row.Attempts, first: !l.seen, round: w.round, since: now}
 	w.known[row.Pos] = it
 	w.bytes += row.Size
 	l.items++

@@ -3,6 +3,7 @@ package forwarder
 import (
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/millrace-go/millrace/outbox"
 )
@@ -55,20 +56,17 @@ func (w *window) beginRead(batchRows, batchBytes int, topics []string, lanes uin
 // endRead takes the answer up and returns the number of new rows. Hungry says afterwards whether more
 // may be there that a limit kept out.
 func (w *window) endRead(q outbox.Read, rows []outbox.Row) int {
-	added, bytes := 0, 0
-	for _, row := range rows {
-		bytes += row.Size
-		if w.add(row) {
+	added, bytes, touched, now := 0, 0, uint64(0), time.Now()
+	for i := range rows {
+		bytes += rows[i].Size
+		touched |= 1 << rows[i].Lane
+		if w.add(&rows[i], now) {
 			added++
 		}
 	}
 	full := len(rows) >= q.MaxRows || len(rows) > 0 && bytes >= q.MaxBytes/2
-	touched := map[int]bool{}
-	for _, row := range rows {
-		touched[row.Lane] = true
-	}
 	for number, l := range w.reading {
-		if touched[number] || !full {
+		if touched&(1<<number) != 0 || !full {
 			l.seen = true
 			w.soothe(l)
 		}

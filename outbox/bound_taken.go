@@ -128,18 +128,21 @@ func (t *taken) drop(pos int64, r *takenRow) {
 	delete(t.rows, pos)
 }
 
-// end takes up the answer of a read that looked at perPart rows of each lane and topic, and at none above top.
+// end takes up the answer of a read that looked at perPart rows of each lane and topic, math.MaxInt for all, and at none
+// above top.
 func (b *bound) end(k look, q Read, rows []Row, top int64, perPart int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	t := &b.taken
-	last := make(map[readPart]int64, len(rows))
-	found := make(map[readPart]int, len(rows))
+	last := map[readPart]int64{}
+	found := map[readPart]int{}
 	slab := make([]takenRow, len(rows))
 	for i, r := range rows {
 		name := readPart{r.Lane, r.Topic}
-		found[name]++
-		last[name] = r.Pos
+		if perPart < math.MaxInt {
+			found[name]++
+			last[name] = r.Pos
+		}
 		p := t.part(name)
 		if old := t.rows[r.Pos]; old != nil {
 			t.drop(r.Pos, old)

@@ -24,14 +24,14 @@ func (s *sqlStore) Check(ctx context.Context) error {
 		return explain("check", err)
 	}
 	beside := make(chan error, 1)
-	go func() { beside <- errors.Join(s.checkIndexes(ctx, kind), s.checkPrivileges(ctx, kind)) }()
-	err = s.checkSchema(ctx, kind)
-	if err == nil {
-		err = d.check(ctx)
-		return errors.Join(err, <-beside)
+	go func() {
+		beside <- errors.Join(s.checkIndexes(ctx, kind), s.checkPrivileges(ctx, kind), d.check(ctx))
+	}()
+	if err := s.checkSchema(ctx, kind); err != nil {
+		<-beside // which is about tables that are not there
+		return err
 	}
-	<-beside // which is about tables that are not there
-	return err
+	return <-beside
 }
 
 // checkSchema looks whether the tables are there, and those that this package works with.

@@ -38,7 +38,7 @@ func plainMetadata(text string) (message.Metadata, bool) {
 	if !ok || strings.IndexByte(text, '\\') >= 0 || !utf8.ValidString(text) {
 		return nil, false
 	}
-	m := make(message.Metadata, strings.Count(text, `":`)+1) // and the key
+	m := make(message.Metadata, strings.Count(text, `"`)/4+1) // and the key
 	if rest = afterSpace(rest); rest == "}" {
 		return m, true
 	}

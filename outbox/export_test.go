@@ -13,6 +13,7 @@ func PostgresStatements() map[string]string {
 	call := map[string][2]string{
 		"read":    {readText(32), `'{0,1,2,3,4,5,6,7}', '{live}', '{1,2,3}', '{a}', 500, 1000000, '{0,0,0,0,0,0,0,0}'`},
 		"along":   {alongText(640), `0, 500, '{0,1,2,3,4,5,6,7}', '{live}', '{1,2,3}', '{a}', 1000000`},
+		"next":    {nextText(Read{MaxRows: 500}, 500), `0, 500, '{0,1,2,3,4,5,6,7}', '{live}', '{1,2,3}', '{a}'`},
 		"lowest":  {pgLowestReady, `0, 1000`},
 		"few":     {pgFewTopics, `20000, 1000`},
 		"look":    {pgLook, `'{1,2,3}'`},
@@ -154,18 +155,32 @@ func ReadsGrowOld(s Store) {
 	b.taken.fresh = b.taken.fresh.Add(-boundTrust)
 }
 
-// ReadBothWays reads along the primary key, if that brings enough, and lane by lane, as much of each lane as the whole
-// may have: with its fair part, a lane that has more than the others leaves its highest rows to the next read.
-func ReadBothWays(ctx context.Context, s Store, q Read) (along []Row, ok bool, lanes []Row, err error) {
+// ReadEachWay reads the next rows of the table as they are, along the primary key with counting, each if that brings enough, and lane
+// by lane, as much of each lane as the whole may have: with its fair part, a lane that has more than the others leaves its highest
+// rows to the next read.
+func ReadEachWay(ctx context.Context, s Store, q Read) (next, along, lanes []Row, err error) {
 	p := s.(*sqlStore).found.(*postgres)
+	from := p.bound.begin(q)
+	n := q.MaxRows + len(from.exclude)
+	w, err := p.walk(ctx, q, nextText(q, n), walkArgs(q, from, n))
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if w.enough(q, n) {
+		next = w.rows
+	}
 	p.along.rest.Store(0)
-	if along, ok, err = p.readAlong(ctx, q, p.bound.begin(q)); err != nil {
-		return nil, false, nil, err
+	p.next.failed()
+	if along, _, err = p.readAlong(ctx, q, p.bound.begin(q)); err != nil {
+		return nil, nil, nil, err
 	}
 	p.along.failed()
 	lanes, _, err = p.readOnce(ctx, q, p.bound.begin(q), roundUp(q.MaxRows))
-	return along, ok, lanes, err
+	return next, along, lanes, err
 }
+
+// Counted is how many walks along the table yet count what they bring.
+func Counted(s Store) int { return int(s.(*sqlStore).found.(*postgres).next.rest.Load()) }
 
 // Resting is how many reads yet are made lane by lane, and how many settles do not try the cheaper way first.
 func Resting(s Store) (along, plain int) {

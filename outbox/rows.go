@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -13,7 +14,7 @@ import (
 type rowReader struct {
 	row      Row
 	metadata string
-	created  int64
+	created  int64 // microseconds since 1970, unless the database answers a time
 	dest     []any
 }
 
@@ -26,6 +27,13 @@ func newRowReader(more ...any) *rowReader {
 	return in
 }
 
+// newTimedReader makes one that reads the time of a row as a time.
+func newTimedReader(more ...any) *rowReader {
+	in := newRowReader(more...)
+	in.dest[slices.Index(in.dest, any(&in.created))] = &in.row.CreatedAt
+	return in
+}
+
 // read reads one row. One that cannot be decoded is returned with its Err set, so that it can be set aside
 // instead of stopping all behind it.
 func (in *rowReader) read(row txn.Scanner) (Row, error) {
@@ -33,7 +41,10 @@ func (in *rowReader) read(row txn.Scanner) (Row, error) {
 	if err := row.Scan(in.dest...); err != nil {
 		return Row{}, err
 	}
-	in.row.CreatedAt = time.UnixMicro(in.created).UTC()
+	if in.created != 0 {
+		in.row.CreatedAt = time.UnixMicro(in.created)
+	}
+	in.row.CreatedAt = in.row.CreatedAt.UTC()
 	var err error
 	if in.row.Metadata, err = decodeMetadata(in.metadata, in.row.Key); err != nil {
 		in.row.Err = fmt.Errorf("outbox: row %d: %w", in.row.Pos, err)
@@ -69,14 +80,23 @@ func parseIntArray[T ~int | ~int64](text string) (values []T) {
 var arrayEscaper = strings.NewReplacer(`\`, `\\`, `"`, `\"`)
 
 func textArray(values []string) string {
+	size := 2
+	for _, v := range values {
+		size += 3 + len(v)
+	}
 	var b strings.Builder
+	b.Grow(size)
 	b.WriteByte('{')
 	for i, v := range values {
 		if i > 0 {
 			b.WriteByte(',')
 		}
 		b.WriteByte('"')
-		_, _ = arrayEscaper.WriteString(&b, v)
+		if strings.IndexByte(v, '"') < 0 && strings.IndexByte(v, '\\') < 0 {
+			b.WriteString(v) // as nearly all are
+		} else {
+			_, _ = arrayEscaper.WriteString(&b, v)
+		}
 		b.WriteByte('"')
 	}
 	b.WriteByte('}')

@@ -16,25 +16,33 @@ import (
 // wanted (other lanes, other topics, what may not go yet) costs little; if there is much of that, the read is made
 // lane by lane, and so are the next ones.
 
-// $1 above, $2 rows, $3 lanes, $4 topics, $5 in flight, $6 busy keys, $7 bytes. A row that is not wanted is answered
-// without its content: the reader must know how far it looked. As in pgRead, what the planner has to know stands in
-// the text, and what it must not know in subqueries. The columns are named twice because a plan of * does not
-// outlive a change of the table.
-const pgAlong = `SELECT o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.size,
-	CASE WHEN o.wanted THEN o.metadata ELSE '{}' END, CASE WHEN o.wanted THEN o.payload END,
-	(extract(epoch FROM o.created_at) * 1000000)::bigint, o.schedule IS NOT NULL, o.wanted
-FROM (
-	SELECT r.*, count(*) FILTER (WHERE r.wanted) OVER w AS n, sum(r.size) FILTER (WHERE r.wanted) OVER w AS bytes
-	FROM (
-		SELECT pos, id, lane, topic, order_key, attempts, size, metadata, payload, created_at, schedule, ready
+// $1 above, $2 rows, $3 lanes, $4 topics, $5 in flight, $6 busy keys. A row that is not wanted is answered without its
+// content: the reader must know how far it looked. As in pgRead, what the planner has to know stands in the text, and
+// what it must not know in subqueries. The columns are named twice because a plan of * does not outlive a change of the
+// table.
+const pgStretch = `SELECT pos, id, lane, topic, order_key, attempts, size, metadata, payload, created_at, schedule, ready
 			AND lane IN (SELECT unnest((SELECT $3::text::int[])))
 			AND topic IN (SELECT unnest((SELECT $4::text::text[])))
 			AND pos NOT IN (SELECT unnest((SELECT $5::text::bigint[])))
 			AND order_key NOT IN (SELECT unnest((SELECT $6::text::text[]))) AS wanted
-		FROM millrace_outbox WHERE pos > (SELECT $1::bigint) ORDER BY pos LIMIT {few}) r
+		FROM millrace_outbox WHERE pos > (SELECT $1::bigint) ORDER BY pos LIMIT {few}`
+
+const pgStretchColumns = `o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.size,
+	CASE WHEN o.wanted THEN o.metadata ELSE '{}' END, CASE WHEN o.wanted THEN o.payload END, o.created_at, o.schedule IS NOT NULL, o.wanted`
+
+// pgAlong counts rows and bytes ($7) of what is wanted, and stops where that is enough.
+const pgAlong = `SELECT ` + pgStretchColumns + `
+FROM (
+	SELECT r.*, count(*) FILTER (WHERE r.wanted) OVER w AS n, sum(r.size) FILTER (WHERE r.wanted) OVER w AS bytes
+	FROM (
+		` + pgStretch + `) r
 	WINDOW w AS (ORDER BY r.pos ROWS UNBOUNDED PRECEDING)) o
 WHERE o.n <= (SELECT $2::int) AND (o.n <= 1 OR o.bytes <= (SELECT $7::bigint))
 ORDER BY o.pos`
+
+// pgNext brings the next rows as they are. It is for a backlog of which all that is not in flight is wanted: counting is a
+// third of what pgAlong costs. $2 is how many rows in all.
+const pgNext = `SELECT ` + pgStretchColumns + ` FROM (` + pgStretch + `) o ORDER BY o.pos LIMIT (SELECT $2::int)`
 
 // mostAlong is how many rows a walk may look at for each that is asked for.
 const mostAlong = 3
@@ -54,6 +62,16 @@ func alongLook(q Read, inFlight int) int {
 
 func alongText(look int) string { return strings.Replace(pgAlong, "{few}", strconv.Itoa(look), 1) }
 
+// nextText is one text for nearly all reads: what is in flight is more than what a read wants only where reads begin at
+// the bottom.
+func nextText(q Read, rows int) string {
+	n := 2 * roundUp(q.MaxRows)
+	for n < rows {
+		n *= 2
+	}
+	return strings.Replace(pgNext, "{few}", strconv.Itoa(n), 1)
+}
+
 // readAlong reads along the primary key. It reports false if it did not, or found less than was asked for and
 // looked no further: whoever reads takes that for all there is.
 func (p *postgres) readAlong(ctx context.Context, q Read, from look) (rows []Row, ok bool, err error) {
@@ -61,34 +79,86 @@ func (p *postgres) readAlong(ctx context.Context, q Read, from look) (rows []Row
 	if n == 0 || !p.along.worth() {
 		return nil, false, nil
 	}
-	looked, last := 0, int64(math.MaxInt64)
-	wanted := false
-	in := newRowReader(&wanted)
-	args := []any{
-		slices.Min(from.above), q.MaxRows, intArray(q.Lanes), textArray(q.Topics), intArray(from.exclude), textArray(q.BusyKeys), q.MaxBytes,
+	if next := q.MaxRows + len(from.exclude); p.next.worth() && p.fit(next, q.MaxBytes) {
+		w, err := p.walk(ctx, q, nextText(q, next), walkArgs(q, from, next))
+		enough := err != nil || w.enough(q, next)
+		if !enough || w.spilled > q.MaxBytes {
+			p.next.failed()
+		}
+		if enough {
+			return p.walked(q, from, w, err)
+		}
 	}
-	err = p.query(ctx, "read", alongText(n), args, func(row txn.Scanner) error {
-		r, err := in.read(row)
-		looked, last = looked+1, r.Pos
-		if !wanted || err != nil {
-			return err
-		}
-		switch { // few as a rule, else as many as were asked for
-		case rows == nil:
-			rows = make([]Row, 0, min(q.MaxRows, 64))
-		case len(rows) == cap(rows):
-			rows = slices.Grow(rows, q.MaxRows-len(rows))
-		}
-		rows = append(rows, r)
-		return nil
-	})
+	w, err := p.walk(ctx, q, alongText(n), walkArgs(q, from, q.MaxRows, q.MaxBytes))
+	if err != nil || w.enough(q, n) {
+		return p.walked(q, from, w, err)
+	}
+	p.along.failed()
+	return nil, false, nil
+}
+
+func walkArgs(q Read, from look, rows int, more ...any) []any {
+	args := []any{slices.Min(from.above), rows, intArray(q.Lanes), textArray(q.Topics), intArray(from.exclude), textArray(q.BusyKeys)}
+	return append(args, more...)
+}
+
+// fit reports whether so many rows will not have more bytes, by the largest one of those read last. If they have after
+// all, the others are thrown away as they come in.
+func (p *postgres) fit(rows, bytes int) bool { return p.largest.Load()*int64(rows) <= int64(bytes) }
+
+func (p *postgres) walked(q Read, from look, w walk, err error) ([]Row, bool, error) {
 	if err != nil {
 		return nil, false, err
 	}
-	if looked >= n && len(rows) < q.MaxRows {
-		p.along.failed()
-		return nil, false, nil
+	p.bound.end(from, q, w.rows, w.last, math.MaxInt)
+	return w.rows, true, nil
+}
+
+// walk is what a read along the primary key came by.
+type walk struct {
+	rows    []Row // that are wanted
+	bytes   int   // of these
+	looked  int
+	last    int64 // position that it looked at
+	full    bool  // there was more than a read may bring
+	spilled int   // bytes of that
+	largest int   // size of a row
+}
+
+// enough reports whether a walk that may look at n rows brought all that a read wants.
+func (w *walk) enough(q Read, n int) bool { return w.full || len(w.rows) == q.MaxRows || w.looked < n }
+
+func (p *postgres) walk(ctx context.Context, q Read, text string, args []any) (walk, error) {
+	w := walk{last: math.MaxInt64}
+	wanted := false
+	in := newTimedReader(&wanted)
+	err := p.query(ctx, "read", text, args, func(row txn.Scanner) error {
+		r, err := in.read(row)
+		if err == nil {
+			w.take(q, r, wanted)
+		}
+		return err
+	})
+	if w.largest > 0 {
+		p.largest.Store(int64(w.largest))
 	}
-	p.bound.end(from, q, rows, last, math.MaxInt)
-	return rows, true, nil
+	return w, err
+}
+
+func (w *walk) take(q Read, r Row, wanted bool) {
+	n := len(w.rows)
+	if w.full = w.full || wanted && (n == q.MaxRows || n > 0 && w.bytes+r.Size > q.MaxBytes); w.full {
+		w.spilled += r.Size
+		return
+	}
+	if wanted {
+		switch { // few as a rule, else as many as were asked for
+		case w.rows == nil:
+			w.rows = make([]Row, 0, min(q.MaxRows, 64))
+		case n == cap(w.rows):
+			w.rows = slices.Grow(w.rows, q.MaxRows-n)
+		}
+		w.rows, w.bytes, w.largest = append(w.rows, r), w.bytes+r.Size, max(w.largest, r.Size)
+	}
+	w.looked, w.last = w.looked+1, r.Pos
 }

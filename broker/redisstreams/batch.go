@@ -46,7 +46,11 @@ func newBatch(m wmredis.Marshaller, n int) *batch {
 func (b *batch) add(i int, topic, group string, msg *message.Message) {
 	s := b.byTopic[topic]
 	if s == nil {
-		s = newStream(topic)
+		n := 0
+		if len(b.streams) == 0 {
+			n = len(b.errs) // as a rule, all go to one
+		}
+		s = newStream(topic, n)
 		b.byTopic[topic] = s
 		b.streams = append(b.streams, s)
 	}

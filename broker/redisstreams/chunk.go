@@ -43,6 +43,9 @@ type chunk struct {
 
 func (c *chunk) take(e entry) {
 	if c.stream.lone(e) {
+		if c.lone == nil {
+			c.lone = make([]entry, 0, min(1+len(c.stream.left), maxChunkEntries))
+		}
 		c.lone = append(c.lone, e)
 	} else {
 		c.grouped = append(c.grouped, e)

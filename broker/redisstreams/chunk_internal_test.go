@@ -16,7 +16,7 @@ import (
 
 // chunkOf makes a chunk of entries, each given as its group, fields and values.
 func chunkOf(topic string, entries ...[]any) *chunk {
-	s := newStream(topic)
+	s := newStream(topic, 0)
 	for i, e := range entries {
 		s.add(entry{index: i, args: append([]any{"xadd", topic, "*"}, e[1:]...)}, e[0].(string))
 	}

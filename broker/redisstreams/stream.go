@@ -23,8 +23,9 @@ type stream struct {
 	byName map[string]int
 }
 
-func newStream(topic string) *stream {
-	return &stream{topic: topic, arg: topic, groups: make([]keyGroup, 1), byName: map[string]int{"": 0}}
+// newStream makes one with room for n entries.
+func newStream(topic string, n int) *stream {
+	return &stream{topic: topic, arg: topic, left: make([]entry, 0, n), groups: make([]keyGroup, 1), byName: map[string]int{"": 0}}
 }
 
 func (s *stream) add(e entry, group string) {
