@@ -126,7 +126,7 @@ type Ref struct {
 	ID  string
 }
 
-// Row is one waiting message.
+// Row is one waiting message. It belongs to who read it, with its metadata and payload.
 type Row struct {
 	Ref
 	Lane     int

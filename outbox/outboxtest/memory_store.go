@@ -3,6 +3,7 @@ package outboxtest
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"time"
 
@@ -224,7 +225,9 @@ func (m *Memory) Read(ctx context.Context, q outbox.Read) ([]outbox.Row, error) 
 		if len(rows) == q.MaxRows || len(rows) > 0 && bytes > q.MaxBytes {
 			break
 		}
-		rows = append(rows, r.Row)
+		row := r.Row
+		row.Metadata, row.Payload = maps.Clone(r.Metadata), slices.Clone(r.Payload)
+		rows = append(rows, row)
 	}
 	return rows, nil
 }

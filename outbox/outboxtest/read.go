@@ -35,6 +35,14 @@ var readRules = []rule{
 			s.Errorf("created %v ago", age)
 		}
 	}},
+	{"what was read is the reader's own", func(s *suite) {
+		s.Insert(Entry{ID: "1", Topic: "orders", Body: []byte("body"), Meta: map[string]string{"a": "1"}})
+		first := s.read(outbox.Read{})[0]
+		first.Metadata["a"], first.Payload[0] = "changed", 'x'
+		again := s.read(outbox.Read{})[0]
+		want(s, "metadata", again.Metadata["a"], "1")
+		want(s, "payload", string(again.Payload), "body")
+	}},
 	{"a read returns the lanes and topics asked for", func(s *suite) {
 		pos := s.Insert(
 			Entry{ID: "1", Topic: "orders", Lane: 1}, Entry{ID: "2", Topic: "orders", Lane: 2},
