@@ -2,6 +2,7 @@ package forwarder_test
 
 import (
 	"context"
+	"maps"
 	"strconv"
 	"sync"
 	"testing"
@@ -67,7 +68,7 @@ func (c *counter) Read(_ context.Context, q outbox.Read) ([]outbox.Row, error) {
 	}
 	rows := make([]outbox.Row, 0, q.MaxRows)
 	for len(rows) < q.MaxRows && c.last < c.total {
-		row := outbox.Row{Topic: "t", Size: 1100, Metadata: benchMetadata, Payload: benchPayload}
+		row := outbox.Row{Topic: "t", Size: 1100, Metadata: maps.Clone(benchMetadata), Payload: benchPayload}
 		if len(c.keys) > 0 {
 			row.Key = c.keys[c.last%int64(len(c.keys))]
 		}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/ThreeDotsLabs/watermill-sql/v4/pkg/sql"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -95,8 +94,7 @@ func (s Schema) prefix() string {
 
 // SelectQuery implements sql.SchemaAdapter.
 func (s PostgreSQLSchema) SelectQuery(p sql.SelectQueryParams) (sql.Query, error) {
-	columns := strings.Replace(pgRowColumns, `o.created_at`, `(extract(epoch FROM o.created_at) * 1000000)::bigint`, 1)
-	return s.selection(p, `$1`, columns, `o.ready`, ` FOR UPDATE`)
+	return s.selection(p, `$1`, pgRowColumns, `o.ready`, ` FOR UPDATE`)
 }
 
 // SelectQuery implements sql.SchemaAdapter.

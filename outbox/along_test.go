@@ -109,15 +109,15 @@ func TestAReadHoldsNoMoreThanItMayWhereMessagesTurnOutLarger(t *testing.T) {
 	}
 	b.backlog("t", 20)
 	require.Len(t, read(1000), 10)
-	require.Zero(t, outbox.Counted(store))
+	require.Zero(t, outbox.Counted(store, "t"))
 	require.Len(t, read(250), 2, "by what the last ones had, these do not fit: they are counted")
-	require.Zero(t, outbox.Counted(store))
+	require.Zero(t, outbox.Counted(store, "t"))
 
 	b.exec(`UPDATE millrace_outbox SET size = 1000 WHERE pos > (SELECT min(pos) + 1 FROM millrace_outbox)`)
 	rows := read(2200)
 	require.Len(t, rows, 4)
 	require.Equal(t, 2200, rows[0].Size+rows[1].Size+rows[2].Size+rows[3].Size)
-	require.Positive(t, outbox.Counted(store), "what was thrown away is not to be sent each time")
+	require.Positive(t, outbox.Counted(store, "t"), "what was thrown away is not to be sent each time")
 	require.Len(t, read(1), 1, "one comes whatever it has")
 }
 

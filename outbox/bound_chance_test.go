@@ -95,26 +95,31 @@ func (c *chance) write(exec func(context.Context, string, ...any) (sql.Result, e
 	for range 1 + c.rand.IntN(8) {
 		c.n++
 		lane, key := c.rand.IntN(4), c.rand.IntN(3)
+		size := 10
+		if c.rand.IntN(4) == 0 {
+			size = 40
+		}
 		ready, due := "true", "NULL"
 		if c.rand.IntN(6) == 0 {
 			ready, due = "false", "clock_timestamp() + interval '10 ms'"
 		}
-		_, err := exec(c.Context(), fmt.Sprintf(`INSERT INTO millrace_outbox (id, lane, topic, order_key, ready, due_at, payload, size) VALUES ('m%d', %d, '%s', 'k%d', %s, %s, '', 10)`,
-			c.n, lane, chanceTopics[c.rand.IntN(len(chanceTopics))], key, ready, due))
+		_, err := exec(c.Context(), fmt.Sprintf(`INSERT INTO millrace_outbox (id, lane, topic, order_key, ready, due_at, payload, size) VALUES ('m%d', %d, '%s', 'k%d', %s, %s, '', %d)`,
+			c.n, lane, chanceTopics[c.rand.IntN(len(chanceTopics))], key, ready, due, size))
 		require.NoError(c, err)
 	}
 }
 
 func (c *chance) read() {
 	c.Helper()
-	q := outbox.Read{MaxRows: []int{3, 40, 10000}[c.rand.IntN(3)], MaxBytes: []int{45, 1 << 20}[c.rand.IntN(2)]}
-	for lane := range 4 {
-		if c.rand.IntN(4) > 0 {
+	q := outbox.Read{MaxRows: []int{3, 40, 10000}[c.rand.IntN(3)], MaxBytes: []int{45, 120, 1 << 20}[c.rand.IntN(3)]}
+	all := c.rand.IntN(2) == 0 // then it goes along the table
+	for lane := range outbox.Lanes {
+		if all || lane < 4 && c.rand.IntN(4) > 0 {
 			q.Lanes = append(q.Lanes, lane)
 		}
 	}
 	for _, topic := range chanceTopics {
-		if c.rand.IntN(3) > 0 {
+		if all || c.rand.IntN(3) > 0 {
 			q.Topics = append(q.Topics, topic)
 		}
 	}
@@ -128,6 +133,9 @@ func (c *chance) read() {
 		if slices.Contains(q.Topics, row.Topic) {
 			q.Exclude = append(q.Exclude, pos)
 		}
+	}
+	if all && c.rand.IntN(2) == 0 {
+		outbox.TryNext(c.box.Store(), q.Topics)
 	}
 	c.reads++
 	for _, lane := range q.Lanes {
@@ -143,7 +151,7 @@ func (c *chance) read() {
 		require.Contains(c, want, row.Pos)
 		c.rows[row.Pos] = row
 	}
-	if q.MaxBytes > 45 {
+	if q.MaxBytes > 1000 {
 		require.Len(c, got, min(len(want), q.MaxRows))
 	} else if len(want) > 0 {
 		require.NotEmpty(c, got)

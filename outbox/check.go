@@ -28,7 +28,7 @@ func (s *sqlStore) Check(ctx context.Context) error {
 		beside <- errors.Join(s.checkIndexes(ctx, kind), s.checkPrivileges(ctx, kind), d.check(ctx))
 	}()
 	if err := s.checkSchema(ctx, kind); err != nil {
-		<-beside // which is about tables that are not there
+		<-beside // without the tables, most of it is about that
 		return err
 	}
 	return <-beside

@@ -37,6 +37,9 @@ func PostgresStatements() map[string]string {
 	return statements
 }
 
+// CreatedAt is how PostgreSQL answers the time of a row.
+const CreatedAt = pgCreatedAt
+
 // Raise does a step of the proof of the bound of reads now, and returns the bound.
 func Raise(ctx context.Context, s Store) int64 {
 	p := s.(*sqlStore).found.(*postgres)
@@ -170,7 +173,7 @@ func ReadEachWay(ctx context.Context, s Store, q Read) (next, along, lanes []Row
 		next = w.rows
 	}
 	p.along.rest.Store(0)
-	p.next.failed()
+	p.next.topics(q.Topics).failed()
 	if along, _, err = p.readAlong(ctx, q, p.bound.begin(q)); err != nil {
 		return nil, nil, nil, err
 	}
@@ -179,8 +182,19 @@ func ReadEachWay(ctx context.Context, s Store, q Read) (next, along, lanes []Row
 	return next, along, lanes, err
 }
 
-// Counted is how many walks along the table yet count what they bring.
-func Counted(s Store) int { return int(s.(*sqlStore).found.(*postgres).next.rest.Load()) }
+// TryNext has the next read of these topics take the cheapest way, whatever is known of the size of their rows.
+func TryNext(s Store, topics []string) {
+	p := s.(*sqlStore).found.(*postgres)
+	p.along.rest.Store(0)
+	next := p.next.topics(topics)
+	next.rest.Store(0)
+	next.largest.Store(1)
+}
+
+// Counted is how many walks along the table yet count what they bring, where it would not be for the size of the rows.
+func Counted(s Store, topics ...string) int {
+	return max(0, int(s.(*sqlStore).found.(*postgres).next.topics(topics).rest.Load()))
+}
 
 // Resting is how many reads yet are made lane by lane, and how many settles do not try the cheaper way first.
 func Resting(s Store) (along, plain int) {

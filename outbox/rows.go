@@ -2,7 +2,6 @@ package outbox
 
 import (
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,7 +13,7 @@ import (
 type rowReader struct {
 	row      Row
 	metadata string
-	created  int64 // microseconds since 1970, unless the database answers a time
+	created  int64
 	dest     []any
 }
 
@@ -27,13 +26,6 @@ func newRowReader(more ...any) *rowReader {
 	return in
 }
 
-// newTimedReader makes one that reads the time of a row as a time.
-func newTimedReader(more ...any) *rowReader {
-	in := newRowReader(more...)
-	in.dest[slices.Index(in.dest, any(&in.created))] = &in.row.CreatedAt
-	return in
-}
-
 // read reads one row. One that cannot be decoded is returned with its Err set, so that it can be set aside
 // instead of stopping all behind it.
 func (in *rowReader) read(row txn.Scanner) (Row, error) {
@@ -41,10 +33,7 @@ func (in *rowReader) read(row txn.Scanner) (Row, error) {
 	if err := row.Scan(in.dest...); err != nil {
 		return Row{}, err
 	}
-	if in.created != 0 {
-		in.row.CreatedAt = time.UnixMicro(in.created)
-	}
-	in.row.CreatedAt = in.row.CreatedAt.UTC()
+	in.row.CreatedAt = time.UnixMicro(in.created).UTC()
 	var err error
 	if in.row.Metadata, err = decodeMetadata(in.metadata, in.row.Key); err != nil {
 		in.row.Err = fmt.Errorf("outbox: row %d: %w", in.row.Pos, err)

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/millrace-go/millrace/internal/txn"
 )
@@ -28,7 +30,7 @@ const pgStretch = `SELECT pos, id, lane, topic, order_key, attempts, size, metad
 		FROM millrace_outbox WHERE pos > (SELECT $1::bigint) ORDER BY pos LIMIT {few}`
 
 const pgStretchColumns = `o.pos, o.id, o.lane, o.topic, o.order_key, o.attempts, o.size,
-	CASE WHEN o.wanted THEN o.metadata ELSE '{}' END, CASE WHEN o.wanted THEN o.payload END, o.created_at, o.schedule IS NOT NULL, o.wanted`
+	CASE WHEN o.wanted THEN o.metadata ELSE '{}' END, CASE WHEN o.wanted THEN o.payload END, ` + pgCreatedAt + `, o.schedule IS NOT NULL, o.wanted`
 
 // pgAlong counts rows and bytes ($7) of what is wanted, and stops where that is enough.
 const pgAlong = `SELECT ` + pgStretchColumns + `
@@ -41,7 +43,8 @@ WHERE o.n <= (SELECT $2::int) AND (o.n <= 1 OR o.bytes <= (SELECT $7::bigint))
 ORDER BY o.pos`
 
 // pgNext brings the next rows as they are. It is for a backlog of which all that is not in flight is wanted: counting is a
-// third of what pgAlong costs. $2 is how many rows in all.
+// third of what pgAlong costs. $2 is how many rows in all. If those have more bytes than a read may bring, the reader
+// throws away what is too much as it comes in.
 const pgNext = `SELECT ` + pgStretchColumns + ` FROM (` + pgStretch + `) o ORDER BY o.pos LIMIT (SELECT $2::int)`
 
 // mostAlong is how many rows a walk may look at for each that is asked for.
@@ -72,6 +75,45 @@ func nextText(q Read, rows int) string {
 	return strings.Replace(pgNext, "{few}", strconv.Itoa(n), 1)
 }
 
+// nexts knows of the topics that are read together how large their rows are, and whether they come one after the other.
+type nexts struct {
+	mu sync.Mutex
+	of map[string]*next
+}
+
+// mostNexts is how many sets of topics are known at a time; they change as topics come and go.
+const mostNexts = 100
+
+type next struct {
+	shortcut
+	largest atomic.Int64 // size of a row of the last walk that found some
+}
+
+func (n *nexts) topics(topics []string) *next {
+	name := strings.Join(topics, "\x00")
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.of[name] == nil {
+		if n.of == nil || len(n.of) >= mostNexts {
+			n.of = map[string]*next{}
+		}
+		n.of[name] = &next{}
+	}
+	return n.of[name]
+}
+
+// fit reports whether so many rows will not have more bytes, by the largest one of those found last.
+func (n *next) fit(rows, bytes int) bool {
+	largest := n.largest.Load()
+	return largest > 0 && largest*int64(rows) <= int64(bytes)
+}
+
+func (n *next) saw(w walk) {
+	if w.largest > 0 {
+		n.largest.Store(int64(w.largest))
+	}
+}
+
 // readAlong reads along the primary key. It reports false if it did not, or found less than was asked for and
 // looked no further: whoever reads takes that for all there is.
 func (p *postgres) readAlong(ctx context.Context, q Read, from look) (rows []Row, ok bool, err error) {
@@ -79,17 +121,20 @@ func (p *postgres) readAlong(ctx context.Context, q Read, from look) (rows []Row
 	if n == 0 || !p.along.worth() {
 		return nil, false, nil
 	}
-	if next := q.MaxRows + len(from.exclude); p.next.worth() && p.fit(next, q.MaxBytes) {
-		w, err := p.walk(ctx, q, nextText(q, next), walkArgs(q, from, next))
-		enough := err != nil || w.enough(q, next)
+	next := p.next.topics(q.Topics)
+	if n := q.MaxRows + len(from.exclude); len(q.Lanes) == Lanes && next.fit(n, q.MaxBytes) && next.worth() {
+		w, err := p.walk(ctx, q, nextText(q, n), walkArgs(q, from, n))
+		next.saw(w)
+		enough := err != nil || w.enough(q, n)
 		if !enough || w.spilled > q.MaxBytes {
-			p.next.failed()
+			next.failed()
 		}
 		if enough {
 			return p.walked(q, from, w, err)
 		}
 	}
 	w, err := p.walk(ctx, q, alongText(n), walkArgs(q, from, q.MaxRows, q.MaxBytes))
+	next.saw(w)
 	if err != nil || w.enough(q, n) {
 		return p.walked(q, from, w, err)
 	}
@@ -101,10 +146,6 @@ func walkArgs(q Read, from look, rows int, more ...any) []any {
 	args := []any{slices.Min(from.above), rows, intArray(q.Lanes), textArray(q.Topics), intArray(from.exclude), textArray(q.BusyKeys)}
 	return append(args, more...)
 }
-
-// fit reports whether so many rows will not have more bytes, by the largest one of those read last. If they have after
-// all, the others are thrown away as they come in.
-func (p *postgres) fit(rows, bytes int) bool { return p.largest.Load()*int64(rows) <= int64(bytes) }
 
 func (p *postgres) walked(q Read, from look, w walk, err error) ([]Row, bool, error) {
 	if err != nil {
@@ -122,7 +163,7 @@ type walk struct {
 	last    int64 // position that it looked at
 	full    bool  // there was more than a read may bring
 	spilled int   // bytes of that
-	largest int   // size of a row
+	largest int   // size of a row that is wanted
 }
 
 // enough reports whether a walk that may look at n rows brought all that a read wants.
@@ -131,7 +172,7 @@ func (w *walk) enough(q Read, n int) bool { return w.full || len(w.rows) == q.Ma
 func (p *postgres) walk(ctx context.Context, q Read, text string, args []any) (walk, error) {
 	w := walk{last: math.MaxInt64}
 	wanted := false
-	in := newTimedReader(&wanted)
+	in := newRowReader(&wanted)
 	err := p.query(ctx, "read", text, args, func(row txn.Scanner) error {
 		r, err := in.read(row)
 		if err == nil {
@@ -139,26 +180,28 @@ func (p *postgres) walk(ctx context.Context, q Read, text string, args []any) (w
 		}
 		return err
 	})
-	if w.largest > 0 {
-		p.largest.Store(int64(w.largest))
-	}
 	return w, err
 }
 
 func (w *walk) take(q Read, r Row, wanted bool) {
 	n := len(w.rows)
-	if w.full = w.full || wanted && (n == q.MaxRows || n > 0 && w.bytes+r.Size > q.MaxBytes); w.full {
-		w.spilled += r.Size
+	if wanted {
+		w.largest = max(w.largest, r.Size)
+		w.full = w.full || n == q.MaxRows || n > 0 && w.bytes+r.Size > q.MaxBytes
+	}
+	switch {
+	case w.full && wanted:
+		w.spilled += r.Size // thrown away
 		return
+	case w.full:
+		return
+	case wanted && w.rows == nil: // few as a rule, else as many as were asked for
+		w.rows = make([]Row, 0, min(q.MaxRows, 64))
+	case wanted && n == cap(w.rows):
+		w.rows = slices.Grow(w.rows, q.MaxRows-n)
 	}
 	if wanted {
-		switch { // few as a rule, else as many as were asked for
-		case w.rows == nil:
-			w.rows = make([]Row, 0, min(q.MaxRows, 64))
-		case n == cap(w.rows):
-			w.rows = slices.Grow(w.rows, q.MaxRows-n)
-		}
-		w.rows, w.bytes, w.largest = append(w.rows, r), w.bytes+r.Size, max(w.largest, r.Size)
+		w.rows, w.bytes = append(w.rows, r), w.bytes+r.Size
 	}
 	w.looked, w.last = w.looked+1, r.Pos
 }

@@ -28,7 +28,7 @@ type Config struct {
 	// are used as they are, and TLSConfig and AmqpConfig of Connection. Publish.Mandatory and
 	// Publish.ConfirmDelivery are always on; Transactional and Immediate are refused. With
 	// Consume.NoRequeueOnNack a nacked message is dead-lettered at once; what is in hand when the
-	// subscriber ends goes back to the queue all the same.
+	// subscriber ends goes back to the queue all the same. What a Marshaler is given, it must not change.
 	AMQP amqp.Config
 	// Quorum declares queues as quorum queues.
 	Quorum bool

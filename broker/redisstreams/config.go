@@ -23,7 +23,8 @@ type Config struct {
 	// client that is made of it is closed by Close.
 	URL string
 
-	// Marshaler turns messages into entries and back. Default: the one of watermill-redisstream.
+	// Marshaler turns messages into entries and back, and changes nothing in a message. Default: the one of
+	// watermill-redisstream.
 	Marshaler wmredis.MarshallerUnmarshaller
 	// Logger gets outages and what is recovered from. It never gets payloads, metadata or passwords.
 	// Default: nothing is logged.
