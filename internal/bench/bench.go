@@ -19,7 +19,10 @@ type benchCase struct {
 	compare    *comparison // nil: nothing to compare
 	swept      *swept      // of a sweep: which setting, and where
 	rounds     int         // at most; 0: as many as wanted
+	short      bool        // a run takes a fraction of a second, and depends on what else the machine does then: shortRounds times as many
 }
+
+const shortRounds = 3
 
 // comparison is the column that says how participants do against one of them.
 type comparison struct {
@@ -106,6 +109,9 @@ func (b *bench) runCase(ctx context.Context, c benchCase) []*Series {
 	rounds := b.rounds
 	if c.rounds > 0 {
 		rounds = min(rounds, c.rounds)
+	}
+	if c.short {
+		rounds *= shortRounds
 	}
 	for round := range rounds {
 		for i, one := range c.contenders {

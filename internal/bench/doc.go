@@ -103,18 +103,32 @@ func between(text, mark, content string) (string, error) {
 }
 
 const preface = `Measured %s, %s, on one machine: %s. Servers, participants and, where a case has it, a proxy that makes each round trip 2 ms, share it. The
-participants of a case ran in turn, each in a process of its own, up to %d rounds; ratios are formed within a round. Medians are given, with the lowest and the highest round in
+participants of a case ran in turn, each in a process of its own, %s; ratios are formed within a round. Medians are given, with the lowest and the highest round in
 brackets. Payloads are 1 KiB of text with three metadata, without keys where nothing else is said; messages are persistent and confirmed. Slow participants were stopped after %v and are rated on
 what they had moved.
 `
 
 func (r *report) head() string {
-	rounds := 0
-	for _, s := range r.Series {
-		rounds = max(rounds, len(s.Samples))
-	}
 	which := map[bool]string{true: "everything (`make bench`)", false: "what has a bar (`make bench-quick`)"}[scales[r.Scale].extras]
-	return fmt.Sprintf(preface, r.Date, which, r.Machine, rounds, scales[r.Scale].cutoff)
+	return fmt.Sprintf(preface, r.Date, which, r.Machine, r.rounds(), scales[r.Scale].cutoff)
+}
+
+// rounds says how many there were: of nearly all cases, and of those that have more.
+func (r *report) rounds() string {
+	most, usual, cases := 0, 0, map[int]int{}
+	for _, s := range r.Series {
+		n := len(s.Samples)
+		cases[n]++
+		most = max(most, n)
+		if cases[n] > cases[usual] {
+			usual = n
+		}
+	}
+	text := fmt.Sprintf("up to %d rounds", usual)
+	if most > usual {
+		text += fmt.Sprintf(" (%d where a run takes a fraction of a second)", most)
+	}
+	return text
 }
 
 func (r *report) barTable(b *strings.Builder) {

@@ -154,6 +154,7 @@ func drainCases(sc scale) []benchCase {
 	var all []benchCase
 	add := func(d drain, title, explain string, who ...string) {
 		c := benchCase{name: d.name(), title: title, explain: explain, columns: drainColumns, compare: oursAgainst}
+		c.short = d.broker == streams && d.n == sc.small && d.roundTrip == 0
 		for _, name := range who {
 			c.contenders = append(c.contenders, d.contender(name))
 		}
