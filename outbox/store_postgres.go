@@ -23,8 +23,8 @@ type postgres struct {
 	*sqlStore
 	size  tableSize
 	bound bound
-	along shortcut // of reads
-	next  nexts
+	along shortcut     // of reads
+	next  nexts        // of those, by topics
 	plain shortcut     // of settling
 	first sync.Once    // read
 	parts atomic.Int32 // of how many lanes and topics the rows of the last full read were

@@ -183,25 +183,28 @@ func (p *postgres) walk(ctx context.Context, q Read, text string, args []any) (w
 	return w, err
 }
 
+// take holds a row that is wanted, until there are as many rows or bytes as the read may bring.
 func (w *walk) take(q Read, r Row, wanted bool) {
 	n := len(w.rows)
 	if wanted {
 		w.largest = max(w.largest, r.Size)
-		w.full = w.full || n == q.MaxRows || n > 0 && w.bytes+r.Size > q.MaxBytes
+		if w.full = w.full || n == q.MaxRows || n > 0 && w.bytes+r.Size > q.MaxBytes; w.full {
+			w.spilled += r.Size
+		}
 	}
-	switch {
-	case w.full && wanted:
-		w.spilled += r.Size // thrown away
+	if w.full {
 		return
-	case w.full:
-		return
-	case wanted && w.rows == nil: // few as a rule, else as many as were asked for
-		w.rows = make([]Row, 0, min(q.MaxRows, 64))
-	case wanted && n == cap(w.rows):
-		w.rows = slices.Grow(w.rows, q.MaxRows-n)
-	}
-	if wanted {
-		w.rows, w.bytes = append(w.rows, r), w.bytes+r.Size
 	}
 	w.looked, w.last = w.looked+1, r.Pos
+	if !wanted {
+		return
+	}
+	if n == cap(w.rows) { // few as a rule, else as many as were asked for
+		room := q.MaxRows - n
+		if n == 0 {
+			room = min(room, 64)
+		}
+		w.rows = slices.Grow(w.rows, room)
+	}
+	w.rows, w.bytes = append(w.rows, r), w.bytes+r.Size
 }
